@@ -1,0 +1,1 @@
+"""A machine that offers its disks over the network."""
