@@ -22,7 +22,6 @@ from nbd.backend import Extent, FileBackend
 from nbd.errors import ProtocolError
 from nbd.negotiation import Ready
 from nbd.transmission import (
-    OFFSET_DATA,
     REQUEST,
     SIMPLE_REPLY,
     Rules,
@@ -36,6 +35,7 @@ from nbd.transmission import (
 from nbd.wire import Command, CommandFlag, Error, StateFlag, TransmissionFlag
 
 SMALL: Final = 64 << 10  # at most this goes through the buffer; above it a splice is cheaper
+BOX: Final = 256 << 10  # received requests, and replies to send, that are handled together
 PIPE_SIZE: Final = 1 << 20
 SPIN_NS: Final = 50_000  # how long to look for the next request before sleeping: a wake-up costs more than a request
 STOP_QUIET: Final = 1  # seconds of silence after which a stopping connection is over
@@ -88,8 +88,11 @@ class Hangup(Exception):
 class Responder:
     """Answers the requests of one client until it leaves.
 
+    Small requests that arrived together are received together and answered together: `_inbox` holds what was received
+    and not yet looked at, between `_head` and `_tail`; `_outbox` holds the first `_out` bytes of replies not yet sent.
+
     Attributes:
-        stopping: `stop` was called.
+        dirty: something was written since the client's last flush.
     """
 
     def __init__(self, sock: socket.socket, backend: FileBackend, ready: Ready, observer: Observer) -> None:
@@ -106,10 +109,14 @@ class Responder:
             has_context=bool(ready.contexts),
             maximum=ready.export.sizes.maximum,
         )
-        self._may_write = False
-        self._buffer = memoryview(mmap.mmap(-1, SMALL + _CHUNK_HEAD.size))
+        self._inbox = memoryview(mmap.mmap(-1, BOX))
+        self._head = self._tail = 0
+        self._outbox = memoryview(mmap.mmap(-1, BOX))
+        self._out = 0
         self._pipe: tuple[int, int] | None = None
+        self._may_write = False
         self._idle = False
+        self._stopping = False
         self._grace: int | None = None
         self._stop_at = 0.0
         self.dirty = False
@@ -119,13 +126,8 @@ class Responder:
 
         To be called from a signal handler in the thread that runs `run`; may be called again.
         """
-        if self._grace is None:
-            (queued,) = struct.unpack("i", fcntl.ioctl(self._sock, termios.FIONREAD, bytes(4)))
-            self._grace = queued
-            self._stop_at = time.monotonic() + STOP_LIMIT
-            timeout = struct.pack("ll", STOP_QUIET, 0)
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
-        if self._idle and not self._grace:
+        self._stopping = True
+        if self._idle and not self._queued():
             raise Hangup(STOPPED)
 
     def run(self) -> str:
@@ -146,52 +148,51 @@ class Responder:
             self._close_pipe()
 
     def _loop(self) -> NoReturn:
-        """The hot path: reads, judges and dispatches; small reads and writes are carried out in place."""
-        receive, send = self._sock.recv_into, self._sock.sendall
+        """The hot path: judges and dispatches; small reads and writes are carried out in place."""
         unpack, refusal = REQUEST.unpack_from, self._rules.refusal
         pack_simple, pack_chunk = SIMPLE_REPLY.pack_into, _CHUNK_HEAD.pack_into
-        backend, buffer, structured = self._backend, self._buffer, self._structured
-        fd, start = backend.fd, backend.start
+        backend, structured = self._backend, self._structured
+        inbox, outbox = self._inbox, self._outbox
+        fd, start, preadv, pwrite = backend.fd, backend.start, os.preadv, os.pwrite
         read, written = self._observer.read, self._observer.written
         head_size = _CHUNK_HEAD.size if structured else SIMPLE_REPLY.size
-        header = memoryview(bytearray(REQUEST.size))
-        spin = False
+        ahead = BOX  # how much to receive at once: after bulk data a header alone, so that the next can be spliced
         while True:
-            self._idle = True
-            if spin:
-                self._receive_header_spinning(header)
-            elif (count := receive(header, 28, socket.MSG_WAITALL)) != 28:
-                self._receive_rest(header, count)
-            self._idle = False
-            magic, flags, command, cookie, offset, length = unpack(header)
+            if self._tail - self._head < 28:
+                self._receive(28, ahead)
+            magic, flags, command, cookie, offset, length = unpack(inbox, self._head)
+            self._head += 28
             if magic != wire.REQUEST_MAGIC:
                 raise ProtocolError(f"wrong magic {magic:#010x} where a request was to begin")
-            if command == _DISC:
-                raise Hangup("disconnected")
             refused = refusal(command, flags, offset, length)
-            if self._grace is not None:
+            if self._stopping and command != _DISC:
                 refused = self._judge_while_stopping(command, length) or refused
-            spin = length <= SMALL
+            ahead = BOX if length <= SMALL else 28
             if refused:
+                if command == _DISC:
+                    self._send()
+                    raise Hangup("disconnected")
                 self._refuse(command, cookie, length, refused)
             elif command == _READ:
+                read[0] += length
                 if length > SMALL:
                     self._read_bulk(cookie, offset, length, flags)
+                    continue
+                if self._out + head_size + length > BOX:
+                    self._send()
+                begin = self._out + head_size
+                end = begin + length
+                try:
+                    if preadv(fd, (outbox[begin:end],), start + offset) != length:
+                        backend.read_into(outbox[begin:end], offset)
+                except OSError as error:
+                    self._fail(command, cookie, offset, length, error)
+                    continue
+                if structured:
+                    pack_chunk(outbox, self._out, wire.STRUCTURED_REPLY_MAGIC, 1, 1, cookie, 8 + length, offset)
                 else:
-                    end = head_size + length
-                    try:
-                        if os.preadv(fd, (buffer[head_size:end],), start + offset) != length:
-                            backend.read_into(buffer[head_size:end], offset)
-                    except OSError as error:
-                        self._fail(command, cookie, offset, length, error)
-                        continue
-                    if structured:
-                        size = OFFSET_DATA.size + length
-                        pack_chunk(buffer, 0, wire.STRUCTURED_REPLY_MAGIC, 1, 1, cookie, size, offset)
-                    else:
-                        pack_simple(buffer, 0, wire.SIMPLE_REPLY_MAGIC, 0, cookie)
-                    send(buffer[:end])
-                read[0] += length
+                    pack_simple(outbox, self._out, wire.SIMPLE_REPLY_MAGIC, 0, cookie)
+                self._out = end
             elif command == _WRITE:
                 if not self._may_write and not self._begin_writing(command, cookie, length):
                     continue
@@ -199,58 +200,100 @@ class Responder:
                 if length > SMALL:
                     failure = self._write_bulk(offset, length, flags)
                 else:
-                    view = buffer[:length]
-                    if (count := receive(view, length, socket.MSG_WAITALL)) != length:
-                        self._receive_rest(view, count)
+                    if self._tail - self._head < length:
+                        self._receive(length, length + 28)
+                    head = self._head
+                    self._head = head + length
+                    view = inbox[head : head + length]
                     try:
                         if flags & _FUA:
                             backend.write(view, offset, fua=True)
-                        elif os.pwrite(fd, view, start + offset) != length:
+                        elif pwrite(fd, view, start + offset) != length:
                             backend.write(view, offset)
                     except OSError as error:
                         failure = error
-                if failure is None:
-                    send(simple_reply(cookie))
-                    written[0] += length
-                else:
+                if failure is not None:
                     self._fail(command, cookie, offset, length, failure)
+                    continue
+                written[0] += length
+                if self._out + 16 > BOX:
+                    self._send()
+                pack_simple(outbox, self._out, wire.SIMPLE_REPLY_MAGIC, 0, cookie)
+                self._out += 16
             else:
                 self._other(command, flags, cookie, offset, length)
 
-    # --- Receiving ---
+    # --- Receiving and sending ---
 
-    def _receive_header_spinning(self, header: memoryview) -> None:
-        """Look for the next header for a while before sleeping; other processes get the processor in between."""
+    def _receive(self, need: int, most: int) -> None:
+        """Have at least `need` bytes in the inbox, receiving at most `most` of them; replies go out before any wait."""
+        self._send()
+        have = self._tail - self._head
+        if have:
+            self._inbox[:have] = self._inbox[self._head : self._tail]
+        self._head, self._tail = 0, have
+        spins = most > need
+        while have < need:
+            room = self._inbox[have : max(most, need)]
+            self._idle = have == 0
+            count = self._spin(room) if spins else 0
+            count = count or self._sock.recv_into(room)
+            self._idle = False
+            if count == 0:
+                raise Hangup("client closed the connection" + (" inside a request" if have else ""))
+            have += count
+            self._tail = have
+
+    def _spin(self, room: memoryview) -> int:
+        """Look for input for a while before sleeping, 0 if none comes; other processes get the processor in between."""
         deadline = time.monotonic_ns() + SPIN_NS
-        while True:
+        while time.monotonic_ns() < deadline:
             try:
-                count = self._sock.recv_into(header, 28, socket.MSG_DONTWAIT)
+                count = self._sock.recv_into(room, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                if time.monotonic_ns() > deadline:
-                    count = self._sock.recv_into(header, 28, socket.MSG_WAITALL)
-                else:
-                    os.sched_yield()
-                    continue
-            if count != 28:
-                self._receive_rest(header, count)
-            return
+                os.sched_yield()
+            else:
+                return count
+        return 0
 
-    def _receive_rest(self, view: memoryview, count: int) -> None:
-        """Fill `view`, of which `count` bytes are there, after a short receive."""
-        self._idle = self._idle and count == 0
-        while count < len(view):
-            more = self._sock.recv_into(view[count:], len(view) - count, socket.MSG_WAITALL) if count else 0
-            if more == 0:
-                raise Hangup("client closed the connection" + (" inside a request" if count else ""))
-            count += more
+    def _send(self) -> None:
+        """Send the replies that have gathered."""
+        if self._out:
+            self._sock.sendall(self._outbox[: self._out])
+            self._out = 0
+
+    def _reply(self, data: bytes, flags: int = 0) -> None:
+        """Send one reply, or its beginning, behind those that have gathered."""
+        self._send()
+        self._sock.sendall(data, flags)
 
     def _drain(self, length: int) -> None:
-        """Discard a payload of the socket so that the stream stays in step."""
+        """Discard a payload so that the stream stays in step."""
+        buffered = min(length, self._tail - self._head)
+        self._head += buffered
+        length -= buffered
+        scrap = bytearray(min(length, SMALL))
         while length:
-            count = self._sock.recv_into(self._buffer, min(length, SMALL))
+            count = self._sock.recv_into(scrap, min(length, SMALL))
             if count == 0:
                 raise Hangup("client closed the connection inside a request")
             length -= count
+
+    def _queued(self) -> int:
+        """Bytes that the client has sent and that were not looked at yet."""
+        (queued,) = struct.unpack("i", fcntl.ioctl(self._sock, termios.FIONREAD, bytes(4)))
+        return int(queued) + self._tail - self._head
+
+    def _judge_while_stopping(self, command: int, length: int) -> int:
+        """Carry out what was sent before the stop was noticed, refuse what comes later, and come to an end."""
+        if self._grace is None:
+            self._grace = REQUEST.size + self._queued()
+            self._stop_at = time.monotonic() + STOP_LIMIT
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", STOP_QUIET, 0))
+        if time.monotonic() > self._stop_at:
+            raise Hangup(STOPPED)
+        self._grace -= REQUEST.size + (length if command == _WRITE else 0)
+        return Error.ESHUTDOWN if self._grace < 0 else 0
 
     # --- Bulk data ---
 
@@ -269,9 +312,20 @@ class Responder:
 
     def _write_bulk(self, offset: int, length: int, flags: int) -> OSError | None:
         """Splice a WRITE's payload from the socket to the file; the whole payload is consumed, error or not."""
+        self._send()
         source, sink = self._open_pipe()
         sock, fd = self._sock.fileno(), self._backend.fd
         position = self._backend.start + offset
+        if buffered := min(length, self._tail - self._head):
+            view = self._inbox[self._head : self._head + buffered]
+            self._head += buffered
+            length -= buffered
+            try:
+                self._backend.write(view, offset)
+            except OSError as error:
+                self._drain(length)
+                return error
+            position += buffered
         while length:
             count = os.splice(sock, sink, length, flags=_SPLICE_MOVE)
             if count == 0:
@@ -297,7 +351,7 @@ class Responder:
 
     def _read_bulk(self, cookie: int, offset: int, length: int, flags: int) -> None:
         if not self._structured:
-            self._sock.sendall(simple_reply(cookie), _MORE)
+            self._reply(simple_reply(cookie), _MORE)
             failure, _ = self._send_file(offset, length)
             if failure is not None:
                 # "the server MUST immediately initiate a hard disconnect": the reply has begun as a success.
@@ -312,16 +366,16 @@ class Responder:
         position = offset
         for size, zero in extents:
             if zero:
-                self._sock.sendall(hole_chunk(cookie, position, size, done=False), _MORE)
+                self._reply(hole_chunk(cookie, position, size, done=False), _MORE)
             else:
-                self._sock.sendall(data_chunk(cookie, position, size, done=False), _MORE)
+                self._reply(data_chunk(cookie, position, size, done=False), _MORE)
                 failure, sent = self._send_file(position, size)
                 if failure is not None:
                     self._pad(size - sent)  # the chunk's length stands; an error chunk follows it
                     self._fail(_READ, cookie, position + sent, size - sent, failure)
                     return
             position += size
-        self._sock.sendall(done_chunk(cookie))
+        self._reply(done_chunk(cookie))
 
     def _runs(self, offset: int, length: int) -> list[Extent]:
         return list(self._backend.extents(offset, length))
@@ -345,7 +399,7 @@ class Responder:
         zeroes = bytes(min(length, SMALL))
         while length:
             piece = zeroes[:length]
-            self._sock.sendall(piece, _MORE)
+            self._reply(piece, _MORE)
             length -= len(piece)
 
     # --- Everything else ---
@@ -368,14 +422,14 @@ class Responder:
             elif command == _CACHE:
                 backend.cache(offset, length)
             elif command == _STATUS:
-                self._sock.sendall(self._status(cookie, offset, length, one=bool(flags & _REQ_ONE)))
+                self._reply(self._status(cookie, offset, length, one=bool(flags & _REQ_ONE)))
                 return
         except ConnectionError:
             raise
         except OSError as error:
             self._fail(command, cookie, offset, length, error)
             return
-        self._sock.sendall(simple_reply(cookie))
+        self._reply(simple_reply(cookie))
 
     def _status(self, cookie: int, offset: int, length: int, *, one: bool) -> bytes:
         extents: list[tuple[int, int]] = []
@@ -404,13 +458,6 @@ class Responder:
             self._drain(length)
         self._send_error(command, cookie, error, "")
 
-    def _judge_while_stopping(self, command: int, length: int) -> int:
-        assert self._grace is not None
-        if time.monotonic() > self._stop_at:
-            raise Hangup(STOPPED)
-        self._grace -= REQUEST.size + (length if command == _WRITE else 0)
-        return Error.ESHUTDOWN if self._grace < 0 else 0
-
     def _fail(self, command: int, cookie: int, offset: int, length: int, error: OSError) -> None:
         if not (command == _ZEROES and error.errno == errno.ENOTSUP):
             self._observer.failed(Command(command).name, offset, length, error)
@@ -419,4 +466,4 @@ class Responder:
     def _send_error(self, command: int, cookie: int, error: int, message: str) -> None:
         """An error reply: structured where that was negotiated, which a READ insists on and a person can read."""
         reply = error_chunk(cookie, error, message) if self._structured else simple_reply(cookie, error)
-        self._sock.sendall(reply)
+        self._reply(reply)

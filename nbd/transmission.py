@@ -133,11 +133,13 @@ class Pending:
     """A request that the client has sent and that is not answered yet.
 
     Attributes:
+        cookie: names the request on the wire.
         buffer: where the data of a READ go, exactly `length` bytes.
         extents: what a BLOCK_STATUS answered, as (length, status flags).
         failure: the server's error, once it has told one.
     """
 
+    cookie: int
     command: int
     flags: int
     offset: int

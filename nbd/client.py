@@ -1,0 +1,305 @@
+"""A client that outlives its connection: requests in flight, reconnect, and nothing acknowledged is taken for stable.
+
+A server that was cut off may have lost what it acknowledged and had not flushed. So after a reconnect the client sends
+again not only the requests without a reply, but every write since the last successful flush.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from nbd.backend import Extent
+from nbd.connection import TIMEOUT, Connection, FileRange
+from nbd.errors import ConnectionLost, RequestFailed
+from nbd.negotiation import ExportInfo
+from nbd.transmission import Pending
+from nbd.uri import NBDURI
+from nbd.wire import BASE_ALLOCATION, Command, CommandFlag, StateFlag, TransmissionFlag
+
+DEPTH: Final = 4  # requests in flight
+REFUSED_LIMIT: Final = 5.0  # seconds after which a server that refuses connections counts as gone for good
+UNFLUSHED_LIMIT: Final = 8 << 30  # bytes written before a flush is put in between
+_PAUSES: Final = (0.05, 0.1, 0.2, 0.5)  # seconds between attempts to reconnect; the last one is repeated
+_MODIFYING: Final = frozenset({Command.WRITE, Command.WRITE_ZEROES, Command.TRIM})
+_STATUS_LIMIT: Final = (1 << 32) - (1 << 20)  # BLOCK_STATUS and WRITE_ZEROES carry a 32-bit length
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One request, complete enough to be sent again.
+
+    Attributes:
+        command: what to do.
+        offset: first byte in the export.
+        length: bytes.
+        flags: command flags.
+        data: the payload of a WRITE.
+        buffer: where the data of a READ go.
+    """
+
+    command: Command
+    offset: int
+    length: int
+    flags: int = 0
+    data: memoryview | FileRange | None = field(default=None, repr=False)
+    buffer: memoryview | None = field(default=None, repr=False)
+
+
+class Client:
+    """One export of a server, for one thread; `abort` alone may be called from another.
+
+    Attributes:
+        export: what the server says of the export.
+    """
+
+    def __init__(
+        self,
+        uri: NBDURI,
+        *,
+        timeout: float = TIMEOUT,
+        queries: Sequence[str] = (),
+        notify: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        """Connect.
+
+        Args:
+            uri: the server and its export.
+            timeout: seconds without movement after which a connection is given up, and seconds after which the attempts
+                to reconnect end.
+            queries: metadata context queries to list; the answers are in `export.contexts`.
+            notify: told in one line when a connection is lost and when it is back.
+
+        Raises:
+            ConnectionLost, OptionRefused, ProtocolError: as for `Connection`.
+        """
+        self.uri = uri
+        self._timeout = timeout
+        self._queries = queries
+        self._notify = notify
+        self._aborted = False
+        self._unflushed: list[Operation] = []
+        self._unflushed_bytes = 0
+        self._connection = Connection(uri, timeout=timeout, queries=queries)
+        self.export: ExportInfo = self._connection.ready.export
+
+    # --- Single requests ---
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes of the export; `length` within the server's maximum payload.
+
+        Raises:
+            RequestFailed: the server could not.
+            ConnectionLost, ProtocolError: the connection is gone, and did not come back.
+        """
+        data = bytearray(length)
+        self.read_into(memoryview(data), offset)
+        return bytes(data)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` from `offset`; raises as `read`."""
+        self.run([Operation(Command.READ, offset, len(buffer), buffer=buffer)])
+
+    def write(self, data: bytes | memoryview, offset: int, *, fua: bool = False) -> None:
+        """Write `data` at `offset`, within the server's maximum payload; raises as `read`."""
+        view = memoryview(data)
+        self.run([Operation(Command.WRITE, offset, len(view), CommandFlag.FUA if fua else 0, view)])
+
+    def zero(self, offset: int, length: int, *, no_hole: bool = False, fast: bool = False) -> None:
+        """Make a range read as zeroes; raises as `read`."""
+        flags = (CommandFlag.NO_HOLE if no_hole else 0) | (CommandFlag.FAST_ZERO if fast else 0)
+        self.run([Operation(Command.WRITE_ZEROES, offset, length, flags)])
+
+    def trim(self, offset: int, length: int) -> None:
+        """Say that a range's contents are not needed any more; raises as `read`."""
+        self.run([Operation(Command.TRIM, offset, length)])
+
+    def flush(self) -> None:
+        """Have everything written so far on stable storage; raises as `read`."""
+        if self.export.flags & TransmissionFlag.SEND_FLUSH:
+            self.run([Operation(Command.FLUSH, 0, 0)])
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """The runs that make up a range, in order; all data where the server does not tell. Raises as `read`."""
+        while length:
+            piece = min(length, _STATUS_LIMIT)
+            if BASE_ALLOCATION not in self._connection.ready.contexts:
+                found = [(piece, 0)]
+            else:
+                found = self.run([Operation(Command.BLOCK_STATUS, offset, piece)])[0].extents
+            for size, state in found:
+                size = min(size, length)
+                yield Extent(size, hole=bool(state & StateFlag.HOLE), zero=bool(state & StateFlag.ZERO))
+                offset += size
+                length -= size
+                if not length:
+                    break
+
+    # --- Many requests ---
+
+    def run(
+        self,
+        operations: Iterable[Operation],
+        *,
+        depth: int = DEPTH,
+        done: Callable[[Operation], None] = lambda operation: None,
+    ) -> list[Pending]:
+        """Carry out operations, several at a time, in any order; all of them are answered when this returns.
+
+        Args:
+            operations: taken one by one as there is room for them.
+            depth: how many are in flight.
+            done: told of each operation that succeeded, once.
+
+        Returns:
+            The last reply; a list so that a single request's reply is at hand.
+
+        Raises:
+            RequestFailed: the server could not; operations that were in flight then are answered, later ones not sent.
+            PayloadError: the file behind a WRITE failed.
+            ConnectionLost, ProtocolError: the connection is gone, and did not come back.
+        """
+        work = _Work(iter(operations), done)
+        while True:
+            try:
+                return self._pump(work, depth)
+            except ConnectionLost as error:
+                if self._aborted:
+                    raise
+                self._reconnect(error)
+                work.resend(self._unflushed)
+                self._unflushed, self._unflushed_bytes = [], 0
+
+    def disconnect(self) -> None:
+        """Leave in good order."""
+        self._connection.disconnect()
+
+    def close(self) -> None:
+        """Drop the connection."""
+        self._connection.close()
+
+    def abort(self) -> None:
+        """Make whatever runs in another thread fail with `ConnectionLost`, without a reconnect."""
+        self._aborted = True
+        self._connection.abort()
+
+    def _pump(self, work: _Work, depth: int) -> list[Pending]:
+        connection = self._connection
+        failure: RequestFailed | None = None
+        last: list[Pending] = []
+        while True:
+            while failure is None and len(work.in_flight) < depth:
+                flush_due = self._unflushed_bytes >= UNFLUSHED_LIMIT
+                if flush_due and work.in_flight:
+                    break  # a flush covers what is answered, so the rest has to be answered first
+                item = _Item(Operation(Command.FLUSH, 0, 0), reported=True) if flush_due else work.next()
+                if item is None:
+                    break
+                operation = item.operation
+                try:
+                    cookie = connection.send(
+                        operation.command,
+                        operation.offset,
+                        operation.length,
+                        flags=operation.flags,
+                        data=operation.data,
+                        buffer=operation.buffer,
+                    )
+                except ConnectionLost:
+                    work.put_back(item)
+                    raise
+                work.in_flight[cookie] = item
+            if not work.in_flight:
+                if failure is not None:
+                    raise failure
+                return last
+            reply = connection.receive()
+            item = work.in_flight.pop(reply.cookie)
+            if reply.failure is not None:
+                failure = failure or reply.failure
+                continue
+            self._account(item.operation)
+            last = [reply]
+            work.report(item)
+
+    def _account(self, operation: Operation) -> None:
+        if operation.command in _MODIFYING and self.export.flags & TransmissionFlag.SEND_FLUSH:
+            self._unflushed.append(operation)
+            self._unflushed_bytes += operation.length
+        elif operation.command == Command.FLUSH:
+            self._unflushed, self._unflushed_bytes = [], 0
+
+    def _reconnect(self, reason: ConnectionLost) -> None:
+        """Connect again to the same export, or give up.
+
+        Raises:
+            ConnectionLost: the time is up, or what is there now is not what was there before.
+        """
+        self._notify(f"{reason}; connecting again")
+        started = time.monotonic()
+        attempt = 0
+        while True:
+            pause = _PAUSES[min(attempt, len(_PAUSES) - 1)]
+            attempt += 1
+            time.sleep(pause)
+            if self._aborted:
+                raise reason
+            try:
+                connection = Connection(self.uri, timeout=self._timeout, queries=self._queries)
+            except ConnectionLost as error:
+                refused = isinstance(error.__cause__, ConnectionRefusedError | FileNotFoundError)
+                limit = min(REFUSED_LIMIT, self._timeout) if refused else self._timeout
+                if time.monotonic() - started > limit:
+                    raise ConnectionLost(f"{reason}; then, for {limit:g} seconds: {error}") from error
+                continue
+            now, before = connection.ready.export, self.export
+            if (now.size, now.flags, now.description) != (before.size, before.flags, before.description):
+                connection.close()
+                raise ConnectionLost(f"{reason}; the export that is there now is a different one") from reason
+            self._connection = connection
+            self._notify(f"{self.uri}: connected again")
+            return
+
+
+@dataclass(slots=True)
+class _Item:
+    """An operation on its way; `reported` when it has succeeded once already."""
+
+    operation: Operation
+    reported: bool = False
+
+
+class _Work:
+    """What one `run` has still to do: items to send again first, then new ones."""
+
+    def __init__(self, operations: Iterator[Operation], done: Callable[[Operation], None]) -> None:
+        self._operations = operations
+        self._done = done
+        self._again: deque[_Item] = deque()
+        self.in_flight: dict[int, _Item] = {}
+
+    def next(self) -> _Item | None:
+        """The next item to send, None when there is none."""
+        if self._again:
+            return self._again.popleft()
+        operation = next(self._operations, None)
+        return None if operation is None else _Item(operation)
+
+    def put_back(self, item: _Item) -> None:
+        """Take an item back that could not be sent."""
+        self._again.appendleft(item)
+
+    def report(self, item: _Item) -> None:
+        """Tell of a success, the first time."""
+        if not item.reported:
+            item.reported = True
+            self._done(item.operation)
+
+    def resend(self, unflushed: list[Operation]) -> None:
+        """After a reconnect: all that was not flushed, then all that was in flight, in the order of the first time."""
+        items = [_Item(operation, reported=True) for operation in unflushed] + list(self.in_flight.values())
+        self._again.extendleft(reversed(items))
+        self.in_flight = {}
