@@ -11,6 +11,9 @@ from pathlib import Path
 BLKGETSIZE64 = 0x80081272
 """The ioctl that tells a block device's size in bytes (Linux include/uapi/linux/fs.h)."""
 
+BLKROGET = 0x125E
+"""The ioctl that tells whether a block device is set read-only (Linux include/uapi/linux/fs.h)."""
+
 LOOP_GET_STATUS64 = 0x4C05
 """The ioctl that tells what a loop device is attached to (Linux include/uapi/linux/loop.h)."""
 
@@ -175,6 +178,16 @@ def block_size_of(fd: int) -> int:
     """
     size: int = struct.unpack("=Q", fcntl.ioctl(fd, BLKGETSIZE64, bytes(8)))[0]
     return size
+
+
+def is_write_protected(fd: int) -> bool:
+    """Asks an open block device whether it is set read-only; Linux lets it be opened to write all the same.
+
+    Raises:
+        OSError: It is no block device.
+    """
+    protected: int = struct.unpack("=i", fcntl.ioctl(fd, BLKROGET, bytes(4)))[0]
+    return protected != 0
 
 
 def _children(directory: Path) -> list[str]:

@@ -126,7 +126,7 @@ def _identity_at(directory: Path, source: str) -> Identity:
     for path in (Path(f"{directory}/root{source}"), Path(source)):
         try:
             return identity_of(path.stat())
-        except OSError:
+        except (OSError, ValueError):
             continue
     return Identity()
 
@@ -138,7 +138,7 @@ def swaps(machine: Machine) -> list[Swap]:
         path = _unescape(line.split(b" ")[0].split(b"\t")[0])
         try:
             found.append(Swap(path, identity_of(Path(path).stat())))
-        except OSError:
+        except (OSError, ValueError):
             continue
     return found
 

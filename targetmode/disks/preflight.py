@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from targetmode.disks.machine import HERE, Device, Machine, block_size_of
+from targetmode.disks.machine import HERE, Device, Machine, block_size_of, is_write_protected
 from targetmode.disks.mounts import identity_of
 from targetmode.disks.uses import Survey, Use, uses
 
@@ -164,6 +164,8 @@ def claim(path: str | os.PathLike[str], *, read_only: bool, machine: Machine = H
         size = block_size_of(fd) if is_block else opened.st_size
         if size == 0:
             raise NotADisk(path, "has no medium" if is_block else "is an empty file")
+        if is_block and not read_only and is_write_protected(fd):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         _check_uses(path, machine)
         _lock(path, fd, machine, shared=read_only, patience=LOCK_PATIENCE if is_block else 0.0)
     except OSError as error:
@@ -227,17 +229,11 @@ def _unopened(
         return NotADisk(path, "has no medium or driver")
     if number == errno.EBUSY:
         return InUse(path, (_exclusive_use(path, machine),))
-    if number == errno.EROFS or (not read_only and _is_write_protected(path, machine)):
+    if number == errno.EROFS:
         return CannotOpen(path, "is write-protected; it can only be read", number)
     if number in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:
         return CannotOpen(path, f"may not be opened to {'read' if read_only else 'write'}; this needs root", number)
     return CannotOpen(path, f"cannot be opened: {os.strerror(number)}", number)
-
-
-def _is_write_protected(path: str | os.PathLike[str], machine: Machine) -> bool:
-    """Tells whether a path leads to a block device that is set read-only."""
-    name = _device_name(path, machine)
-    return name is not None and machine.number(name, "ro") == 1
 
 
 def _device_name(path: str | os.PathLike[str], machine: Machine) -> str | None:

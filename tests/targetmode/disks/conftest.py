@@ -1,13 +1,15 @@
 """Disks to test on: image files, loop devices over them, and a made-up sysfs; nothing else is ever touched.
 
-Debian packages: btrfs-progs cryptsetup-bin dosfstools e2fsprogs exfatprogs fdisk gdisk genisoimage lvm2 mount
-ntfs-3g parted squashfs-tools util-linux xfsprogs.
+Debian packages: btrfs-progs cryptsetup-bin dmsetup dosfstools e2fsprogs exfatprogs fdisk gdisk genisoimage lvm2 mdadm
+mount ntfs-3g parted squashfs-tools util-linux xfsprogs.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -51,6 +53,29 @@ def make_image(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def as_nobody(requires_root: None) -> Iterator[Callable[..., str]]:
+    """Runs Python code without privilege on a sparse file of 1 MiB that only root may read; returns what it prints.
+
+    The file's path is `sys.argv[1]`. It lies in /dev/shm, which everyone may enter, unlike pytest's directories.
+    """
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        Path(directory).chmod(0o755)
+        image = Path(directory) / "disk.img"
+        with image.open("wb") as file:
+            file.truncate(1 << 20)
+        image.chmod(0o600)
+
+        def as_nobody(code: str) -> str:
+            drop = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
+            command = [*drop, sys.executable, "-c", f"import sys\n{code}", str(image)]
+            result = subprocess.run(command, capture_output=True, text=True)
+            assert result.returncode == 0, result.stderr
+            return result.stdout.replace(str(image), "IMAGE")
+
+        yield as_nobody
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from targetmode.disks import gpt
@@ -103,7 +103,7 @@ def test_empty_table(run: Callable[..., str], make_image: Callable[..., Path]) -
 def test_backup_is_used_when_primary_is_damaged(
     run: Callable[..., str], make_image: Callable[..., Path], damage: int
 ) -> None:
-    image = make_image()
+    image = make_image(16 << 20)
     run("sgdisk", "-n1:0:+8M", "-n2:0:0", image)
     expected = read_image(image)
     raw = bytearray(image.read_bytes())
@@ -132,7 +132,7 @@ def test_backup_is_used_when_primary_cannot_be_read(run: Callable[..., str], mak
 
 
 def test_headers_without_protective_mbr_are_no_table(run: Callable[..., str], make_image: Callable[..., Path]) -> None:
-    image = make_image()
+    image = make_image(16 << 20)
     run("sgdisk", "-n1:0:+8M", image)
     raw = bytearray(image.read_bytes())
     raw[:512] = bytes(512)
@@ -261,6 +261,7 @@ def test_name_cannot_steer_a_terminal() -> None:
 LBA = st.one_of(st.integers(0, 3000), st.integers(0, 2**64 - 1))
 
 
+@settings(deadline=None)
 @given(
     fields=st.fixed_dictionaries(
         {},
@@ -284,6 +285,7 @@ def test_any_header_with_right_checksums_is_none_or_a_valid_table(fields: dict[s
     read_bounded(build(fields, b"".join(entries)[: 200 * 128]))
 
 
+@settings(deadline=None)
 @given(
     size=st.integers(512, 20000),
     flips=st.dictionaries(st.integers(0, 2000), st.integers(0, 255), max_size=20),

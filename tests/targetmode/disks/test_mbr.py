@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from targetmode.disks.table import Partition, PartitionTable, read_table
@@ -232,6 +232,7 @@ RECORD = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(
     first=RECORD,
     rest=st.dictionaries(st.integers(1, 60), RECORD, max_size=20),

@@ -2,7 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from targetmode.disks.signatures import Signature, identify
@@ -72,11 +72,13 @@ def test_label_cannot_steer_a_terminal(run: Callable[..., str], make_image: Call
     assert signature.label == "\ufffd]0;owned\ufffd"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=4096), st.integers(0, 1 << 42))
 def test_any_bytes_are_none_or_a_signature(disk: bytes, size: int) -> None:
     identify_bytes(disk[:size], size)
 
 
+@settings(deadline=None)
 @given(
     magics=st.lists(st.sampled_from(MAGICS), max_size=3),
     noise=st.lists(st.tuples(st.integers(0, 70000), st.binary(min_size=1, max_size=512)), max_size=6),
@@ -116,6 +118,7 @@ def file_systems(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     return heads
 
 
+@settings(deadline=None)
 @given(data=st.data(), size=st.integers(0, 512 << 20))
 def test_any_damage_to_a_file_system_is_none_or_a_signature(
     file_systems: list[bytes], data: st.DataObject, size: int

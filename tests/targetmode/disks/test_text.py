@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from targetmode.disks.text import decode, format_size, printable
@@ -31,6 +31,7 @@ def test_name_ends_at_nul_and_loses_its_padding() -> None:
     assert decode("Données".encode("utf-16-le") + b"\0\0\xff", "utf-16-le") == "Données"
 
 
+@settings(deadline=None)
 @given(st.binary(), st.sampled_from(["utf-8", "utf-16-le", "utf-16-be", "ascii", "cp850"]))
 def test_any_bytes_decode_to_printable_text(raw: bytes, encoding: str) -> None:
     assert decode(raw, encoding).isprintable()
