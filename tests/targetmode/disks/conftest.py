@@ -134,8 +134,7 @@ def attach_partitioned(attach: Callable[..., Path], run: Callable[..., str]) -> 
 
     def attach_partitioned(image: Path) -> Path:
         device = attach(image, "--partscan")
-        if not (Path("/sys/block") / device.name / f"{device.name}p1").exists():
-            run("partx", "--add", device)
+        run("partx", "--update", device)
         return device
 
     return attach_partitioned
