@@ -28,7 +28,8 @@ _BLKGETSIZE64: Final = 0x80081272
 _BLKSSZGET: Final = 0x1268
 _BLKIOOPT: Final = 0x1279
 _ZEROES: Final = mmap.mmap(-1, 1 << 20, prot=mmap.PROT_READ)  # untouched anonymous memory: no page is ever allocated
-_UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV, errno.ENOTTY})
+# EBUSY: another opener holds the device exclusively, and pages of the range are still being written.
+_UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV, errno.ENOTTY, errno.EBUSY})
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from construct import ConstructError
 
@@ -20,6 +20,9 @@ from nbd.errors import OptionRefused, ProtocolError
 from nbd.wire import ClientFlag, HandshakeFlag, Info, Option, Rep, TransmissionFlag
 
 Steps: TypeAlias = Generator[int, bytes, None]
+
+# A plain integer: `~` of an IntFlag knows nothing of the bits that have no name.
+_CLIENT_FLAGS: Final = int(ClientFlag.FIXED_NEWSTYLE | ClientFlag.NO_ZEROES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,8 @@ class Negotiation:
         try:
             self.wanted = next(self._steps) if piece is None else self._steps.send(piece)
         except StopIteration:
+            if self.outcome is None:
+                raise ProtocolError("the handshake has failed already") from None
             self.wanted = 0
         except ConstructError as error:
             raise ProtocolError(f"malformed message: {str(error).splitlines()[0]}") from None
@@ -164,7 +169,7 @@ class ServerNegotiation(Negotiation):
     def _run(self) -> Steps:
         self._build(wire.Greeting, flags=HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
         flags = wire.ClientFlags.parse((yield 4)).flags
-        if flags & ~(ClientFlag.FIXED_NEWSTYLE | ClientFlag.NO_ZEROES):
+        if flags & ~_CLIENT_FLAGS:
             raise ProtocolError(f"unknown client flags {flags:#x}")
         self._no_zeroes = bool(flags & ClientFlag.NO_ZEROES)
         fixed = bool(flags & ClientFlag.FIXED_NEWSTYLE)
@@ -176,6 +181,8 @@ class ServerNegotiation(Negotiation):
                 if header.option == Option.EXPORT_NAME:
                     raise ProtocolError(f"export name of {header.length} bytes")
                 yield from self._discard(header.length)
+                if header.option == Option.SET_META_CONTEXT:
+                    self._clear_contexts()
                 self._refuse(header.option, Rep.ERR_TOO_BIG, "option data too long")
                 continue
             data = (yield header.length) if header.length else b""
@@ -232,7 +239,7 @@ class ServerNegotiation(Negotiation):
 
     def _list(self) -> None:
         for export in self._catalog.list():
-            name, description = export.name.encode(), export.description.encode()[: wire.MAX_STRING]
+            name, description = export.name.encode(), _cut(export.description)
             self._reply(Option.LIST, Rep.SERVER, wire.ServerReply.build({"name": name, "description": description}))
         self._reply(Option.LIST, Rep.ACK)
 
@@ -252,7 +259,7 @@ class ServerNegotiation(Negotiation):
         if Info.NAME in request.infos:
             self._reply_info(option, Info.NAME, export.name.encode())
         if Info.DESCRIPTION in request.infos and export.description:
-            self._reply_info(option, Info.DESCRIPTION, export.description.encode()[: wire.MAX_STRING])
+            self._reply_info(option, Info.DESCRIPTION, _cut(export.description))
         self._reply(option, Rep.ACK)
         if option == Option.GO:
             self._finish(export, name)
@@ -260,7 +267,7 @@ class ServerNegotiation(Negotiation):
     def _meta_context(self, option: int, data: bytes) -> None:
         setting = option == Option.SET_META_CONTEXT
         if setting:
-            self._contexts, self._contexts_for = {}, None  # cleared "including when this command fails"
+            self._clear_contexts()
         if not self._structured:
             raise OptionRefused(Rep.ERR_INVALID, "structured replies have to be negotiated first")
         request = _parse(wire.MetaContextRequest, data)
@@ -279,6 +286,10 @@ class ServerNegotiation(Negotiation):
             self._reply(option, Rep.META_CONTEXT, wire.MetaContextReply.build({"id": 0, "name": context.encode()}))
         self._reply(option, Rep.ACK)
 
+    def _clear_contexts(self) -> None:
+        """SET_META_CONTEXT replaces what was set before, "including when this command fails"."""
+        self._contexts, self._contexts_for = {}, None
+
     def _finish(self, export: ExportInfo, name: str) -> None:
         contexts = self._contexts if self._contexts_for == name else {}
         self.outcome = Ready(export, self._structured, contexts)
@@ -290,7 +301,7 @@ class ServerNegotiation(Negotiation):
         self._reply(option, Rep.INFO, wire.InfoReply.build({"type": info, "data": data}))
 
     def _refuse(self, option: int, reply: int, message: str) -> None:
-        self._reply(option, reply, message.encode()[: wire.MAX_STRING])
+        self._reply(option, reply, _cut(message))
 
     def _reply(self, option: int, reply: int, data: bytes = b"") -> None:
         self._build(wire.OptionReplyHeader, option=option, reply=reply, length=len(data))
@@ -357,7 +368,7 @@ class ClientNegotiation(Negotiation):
     def _ask_list(self) -> Steps:
         replies = yield from self._ask(Option.LIST)
         _raise_refusal(replies[-1])
-        for reply in replies[:-1]:
+        for reply in _only(Rep.SERVER, replies[:-1]):
             server = wire.ServerReply.parse(reply.data)
             self.names[_peer_text(server.name)] = _peer_text(server.description)
         self._send_option(Option.ABORT)
@@ -372,8 +383,10 @@ class ClientNegotiation(Negotiation):
         data = wire.MetaContextRequest.build({"name": export, "queries": [wire.BASE_ALLOCATION.encode()]})
         replies = yield from self._ask(Option.SET_META_CONTEXT, data)
         if replies[-1].reply == Rep.ACK:
-            found = [wire.MetaContextReply.parse(r.data) for r in replies if r.reply == Rep.META_CONTEXT]
+            found = [wire.MetaContextReply.parse(r.data) for r in _only(Rep.META_CONTEXT, replies[:-1])]
             self._contexts = {_peer_text(context.name): context.id for context in found}
+            if len(found) > 1 or self._contexts.keys() - {wire.BASE_ALLOCATION}:
+                raise ProtocolError("the server set metadata contexts that were not asked for")
 
     def _go(self) -> Generator[int, bytes, bool]:
         """Choose the export with GO; False where the server does not know that option."""
@@ -385,7 +398,7 @@ class ClientNegotiation(Negotiation):
         _raise_refusal(replies[-1])
         size = flags = None
         sizes, name, description = BlockSizes(), self._export, ""
-        for reply in replies[:-1]:
+        for reply in _only(Rep.INFO, replies[:-1]):
             info = wire.InfoReply.parse(reply.data)
             match info.type:
                 case Info.EXPORT:
@@ -440,6 +453,18 @@ class ClientNegotiation(Negotiation):
         self._outgoing += data
 
 
+def _only(kind: Rep, replies: Sequence[_Reply]) -> Sequence[_Reply]:
+    """The replies before the last one, all of which have to be of this type.
+
+    Raises:
+        ProtocolError: one is not.
+    """
+    for reply in replies:
+        if reply.reply != kind:
+            raise ProtocolError(f"a reply of type {reply.reply} where {int(kind)} was due")
+    return replies
+
+
 def _raise_refusal(reply: _Reply) -> None:
     if reply.reply & wire.REP_ERROR_BIT:
         raise OptionRefused(reply.reply, reply.data.decode(errors="replace"))
@@ -469,6 +494,11 @@ def _text(data: bytes) -> str:
     if len(data) > wire.MAX_STRING:
         raise OptionRefused(Rep.ERR_TOO_BIG, f"a string is longer than {wire.MAX_STRING} bytes")
     return text
+
+
+def _cut(text: str) -> bytes:
+    """A string for the wire, cut between two characters where it is too long (section "Conventions")."""
+    return text.encode()[: wire.MAX_STRING].decode(errors="ignore").encode()
 
 
 def _peer_text(data: bytes) -> str:

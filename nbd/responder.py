@@ -38,7 +38,8 @@ SMALL: Final = 64 << 10  # at most this goes through the buffer; above it a spli
 BOX: Final = 256 << 10  # received requests, and replies to send, that are handled together
 PIPE_SIZE: Final = 1 << 20
 SPIN_NS: Final = 50_000  # how long to look for the next request before sleeping: a wake-up costs more than a request
-STOP_QUIET: Final = 1  # seconds of silence after which a stopping connection is over
+STOP_QUIET: Final = 1.0  # seconds of silence after which a stopping connection is over
+STOP_IDLE: Final = 0.01  # the same, between two requests
 STOPPED: Final = "the server stopped"
 STOP_LIMIT: Final = 5.0  # seconds after which it is over in any case
 
@@ -124,11 +125,11 @@ class Responder:
     def stop(self) -> None:
         """End soon: what the client has sent so far is carried out, later requests get `ESHUTDOWN`.
 
-        To be called from a signal handler in the thread that runs `run`; may be called again.
+        To be called from a signal handler in the thread that runs `run`; may be called again. It limits the socket's
+        waits and raises nothing: an exception might come when data are received and not yet taken note of.
         """
         self._stopping = True
-        if self._idle and not self._queued():
-            raise Hangup(STOPPED)
+        self._limit_waits(STOP_IDLE if self._idle and not self._queued() else STOP_QUIET)
 
     def run(self) -> str:
         """Serve until the end; the return value says how it came.
@@ -140,7 +141,7 @@ class Responder:
             self._loop()
         except Hangup as reason:
             return str(reason)
-        except BlockingIOError:  # only a stopping connection has a receive timeout
+        except BlockingIOError:  # only a stopping connection's waits are limited
             return STOPPED
         except (ConnectionError, TimeoutError) as error:
             return f"connection lost: {error.strerror}"
@@ -159,7 +160,9 @@ class Responder:
         ahead = BOX  # how much to receive at once: after bulk data a header alone, so that the next can be spliced
         while True:
             if self._tail - self._head < 28:
+                self._idle = True
                 self._receive(28, ahead)
+                self._idle = False
             magic, flags, command, cookie, offset, length = unpack(inbox, self._head)
             self._head += 28
             if magic != wire.REQUEST_MAGIC:
@@ -196,6 +199,7 @@ class Responder:
             elif command == _WRITE:
                 if not self._may_write and not self._begin_writing(command, cookie, length):
                     continue
+                self.dirty = True
                 failure: OSError | None = None
                 if length > SMALL:
                     failure = self._write_bulk(offset, length, flags)
@@ -235,10 +239,8 @@ class Responder:
         spins = most > need
         while have < need:
             room = self._inbox[have : max(most, need)]
-            self._idle = have == 0
             count = self._spin(room) if spins else 0
             count = count or self._sock.recv_into(room)
-            self._idle = False
             if count == 0:
                 raise Hangup("client closed the connection" + (" inside a request" if have else ""))
             have += count
@@ -289,11 +291,18 @@ class Responder:
         if self._grace is None:
             self._grace = REQUEST.size + self._queued()
             self._stop_at = time.monotonic() + STOP_LIMIT
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", STOP_QUIET, 0))
+        self._limit_waits(STOP_QUIET)
         if time.monotonic() > self._stop_at:
             raise Hangup(STOPPED)
         self._grace -= REQUEST.size + (length if command == _WRITE else 0)
         return Error.ESHUTDOWN if self._grace < 0 else 0
+
+    def _limit_waits(self, seconds: float) -> None:
+        """Let every wait for the client that lasts this long end in `BlockingIOError`."""
+        limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        limit = struct.pack("ll", int(STOP_QUIET), 0)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     # --- Bulk data ---
 
@@ -386,7 +395,7 @@ class Responder:
         while sent < length:
             try:
                 count = os.sendfile(sock, fd, position + sent, length - sent)
-            except ConnectionError:
+            except (ConnectionError, TimeoutError, BlockingIOError):
                 raise
             except OSError as error:
                 return error, sent
@@ -409,7 +418,9 @@ class Responder:
         modifies = command in (_TRIM, _ZEROES)
         if modifies and not self._may_write and not self._begin_writing(command, cookie, 0):
             return
+        reply = b""
         try:
+            self.dirty = self.dirty or modifies
             if command == _FLUSH:
                 backend.flush()
                 self.dirty = False
@@ -422,14 +433,11 @@ class Responder:
             elif command == _CACHE:
                 backend.cache(offset, length)
             elif command == _STATUS:
-                self._reply(self._status(cookie, offset, length, one=bool(flags & _REQ_ONE)))
-                return
-        except ConnectionError:
-            raise
+                reply = self._status(cookie, offset, length, one=bool(flags & _REQ_ONE))
         except OSError as error:
             self._fail(command, cookie, offset, length, error)
             return
-        self._reply(simple_reply(cookie))
+        self._reply(reply or simple_reply(cookie))
 
     def _status(self, cookie: int, offset: int, length: int, *, one: bool) -> bytes:
         extents: list[tuple[int, int]] = []
@@ -445,7 +453,7 @@ class Responder:
         """Ask whether this connection may write; if not, the request's payload is drained and it is answered."""
         refusal = self._observer.begin_writing()
         if refusal is None:
-            self._may_write = self.dirty = True
+            self._may_write = True
             return True
         self._drain(payload)
         self._send_error(command, cookie, Error.EPERM, refusal)

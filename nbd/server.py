@@ -21,14 +21,37 @@ from typing import Any, Final, NoReturn, Protocol
 
 from nbd.backend import FileBackend
 from nbd.errors import NBDError
-from nbd.negotiation import Aborted, Catalog, Ready, ServerNegotiation
+from nbd.negotiation import Aborted, BlockSizes, Catalog, ExportInfo, Ready, ServerNegotiation
 from nbd.responder import STOP_LIMIT, Observer, Responder
+from nbd.wire import TransmissionFlag
 
 HANDSHAKE_TIMEOUT: Final = 15.0  # seconds a client has for the whole handshake
 MAX_CONNECTIONS: Final = 64
 _NUDGE: Final = 0.2  # seconds between reminders to connections that have to stop
 _SERVED, _NOT_SERVED = 0, 1  # exit statuses of a connection's process
 _PR_SET_PDEATHSIG: Final = 1
+
+
+_FLAGS: Final = (
+    TransmissionFlag.HAS_FLAGS
+    | TransmissionFlag.SEND_FLUSH
+    | TransmissionFlag.SEND_FUA
+    | TransmissionFlag.CAN_MULTI_CONN
+    | TransmissionFlag.SEND_CACHE
+)
+_WRITE_FLAGS: Final = TransmissionFlag.SEND_TRIM | TransmissionFlag.SEND_WRITE_ZEROES | TransmissionFlag.SEND_FAST_ZERO
+
+
+def export_info(backend: FileBackend, name: str, *, description: str = "", contexts: Sequence[str] = ()) -> ExportInfo:
+    """What a handshake says of a backend: all that this server can do with it.
+
+    A FLUSH on one connection covers the writes completed on all, since all write to the same inode: CAN_MULTI_CONN.
+    """
+    flags = _FLAGS | (TransmissionFlag.READ_ONLY if backend.read_only else _WRITE_FLAGS)
+    if backend.geometry.rotational:
+        flags |= TransmissionFlag.ROTATIONAL
+    sizes = BlockSizes(backend.geometry.logical_sector, backend.geometry.preferred)
+    return ExportInfo(name, backend.size, flags, sizes, description, tuple(contexts))
 
 
 class Session(Catalog, Observer, Protocol):
@@ -61,7 +84,6 @@ class Server:
         *,
         max_connections: int = MAX_CONNECTIONS,
         handshake_timeout: float = HANDSHAKE_TIMEOUT,
-        once: bool = False,
     ) -> None:
         """Prepare to serve.
 
@@ -71,14 +93,11 @@ class Server:
                 number below `max_connections` that no other connection has at that time.
             max_connections: a client beyond this number is hung up on.
             handshake_timeout: seconds a client has until its requests may begin.
-            once: end by itself when the last of one or more clients that got as far as requests has gone.
         """
         self._listeners = list(listeners)
         self._make_session = make_session
         self._max_connections = max_connections
         self._handshake_timeout = handshake_timeout
-        self._once = once
-        self._served = False
         self._stopping = False
         self.connections: dict[int, int] = {}
 
@@ -95,6 +114,7 @@ class Server:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stop())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})  # as a cautious parent leaves them
         with selectors.DefaultSelector() as selector:
             selector.register(wake, selectors.EVENT_READ)
             for listener in self._listeners:
@@ -136,12 +156,9 @@ class Server:
 
     def _reap(self) -> None:
         for slot, pid in list(self.connections.items()):
-            done, status = os.waitpid(pid, os.WNOHANG)
+            done, _ = os.waitpid(pid, os.WNOHANG)
             if done:
                 del self.connections[slot]
-                self._served = self._served or status == _SERVED
-        if self._once and self._served and not self.connections:
-            self.stop()
 
     def _stop_connections(self) -> None:
         deadline = time.monotonic() + STOP_LIMIT + 2

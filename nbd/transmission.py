@@ -38,6 +38,7 @@ _ALLOWED: Final[dict[int, int]] = {
 }
 _PAST_END: Final[dict[int, int]] = {int(Command.WRITE): Error.ENOSPC, int(Command.WRITE_ZEROES): Error.ENOSPC}
 _MODIFYING: Final = frozenset(int(c) for c in (Command.WRITE, Command.TRIM, Command.WRITE_ZEROES))
+_MAX_PIECES: Final = 1 << 16  # pieces of one READ that do not join, in the order they come
 _DF: Final = int(CommandFlag.DF)
 _WRITE: Final = int(Command.WRITE)
 _FLUSH: Final = int(Command.FLUSH)
@@ -148,6 +149,7 @@ class Pending:
     extents: list[tuple[int, int]] = field(default_factory=list)
     failure: RequestFailed | None = None
     _covered: list[tuple[int, int]] = field(default_factory=list)
+    _covered_bytes: int = 0
 
     def fail(self, error: int, message: str) -> None:
         """Take note of an error; the first one told stands."""
@@ -160,8 +162,15 @@ class Pending:
         start = offset - self.offset
         if self.command != Command.READ or length == 0 or start < 0 or start + length > self.length:
             raise ProtocolError(f"data of {length} bytes at {offset} lie outside what was asked for")
-        self._covered.append((start, start + length))
-        return start
+        self._covered_bytes += length
+        if self._covered_bytes > self.length or len(self._covered) > _MAX_PIECES:
+            raise ProtocolError("the chunks of a READ overlap, or are too many")
+        if self._covered and self._covered[-1][1] == start:
+            start, _ = self._covered.pop()
+            self._covered.append((start, offset - self.offset + length))
+        else:
+            self._covered.append((start, start + length))
+        return offset - self.offset
 
     def _finish(self) -> None:
         """Check that a READ's chunks cover the request once, without gap or overlap."""

@@ -1,0 +1,251 @@
+"""`targetmode serve`: claims the disks, listens, starts the engine, and stays until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nbd.wire import DEFAULT_PORT
+from targetmode import api
+from targetmode.announce import Announcer, export_facts, reachable_uris
+from targetmode.disks.preflight import PreflightError
+from targetmode.engine import EngineError, Wiring, log_file, start_builtin, start_nbdkit, tell_nbdkit
+from targetmode.listening import ListenError, activated_sockets, free_of_consent, listen_tcp, listen_unix
+from targetmode.offer import Offer, OfferError
+from targetmode.session import Event, Session
+
+_BLKRRPART: Final = 0x125F
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line of `targetmode serve`.
+
+    Attributes:
+        disks: paths of block devices and image files.
+        listen: (host, port) pairs; empty for the default.
+        socket: path of a Unix socket.
+        control: (host, port) of the control API, None for none, `"default"` for port 10810 where NBD listens.
+        name: what this machine calls itself.
+        read_only: nobody may write.
+        max_connections: most clients at once.
+        once: end when the last client has gone.
+        insecure: addresses that others can reach are allowed.
+        nbdkit: use that engine.
+        json: print events as JSON.
+    """
+
+    disks: list[str]
+    listen: list[tuple[str, int]]
+    socket: str | None
+    control: tuple[str, int] | str | None
+    name: str
+    read_only: bool
+    max_connections: int
+    once: bool
+    insecure: bool
+    nbdkit: bool
+    json: bool
+
+
+def serve(options: Options) -> int:
+    """Run the command; its exit status."""
+    with contextlib.ExitStack() as stack:
+        try:
+            offer = Offer.claim(options.disks, read_only=options.read_only)
+            stack.callback(offer.close)
+            listeners, activated = _listen(options)
+            for listener in listeners:
+                stack.enter_context(listener)
+            if options.socket is not None:
+                stack.callback(Path(options.socket).unlink, missing_ok=True)
+            controls = [] if activated and options.control == "default" else _listen_control(options, listeners)
+            for control in controls:
+                stack.enter_context(control)
+            exposed = free_of_consent([*listeners, *controls])
+            if exposed and not options.insecure:
+                raise ListenError(
+                    f"{exposed[0]} can be reached from other machines, and whoever reaches it can overwrite the disk; "
+                    "say --insecure if that network is trusted"
+                )
+            return _run(options, offer, listeners, controls, exposed, activated, stack)
+        except (PreflightError, OfferError, ListenError, EngineError) as error:
+            print(f"targetmode: {error}", file=sys.stderr)
+            return 1
+
+
+def _listen(options: Options) -> tuple[list[socket.socket], bool]:
+    """The sockets for NBD, and whether they were handed over."""
+    activated = activated_sockets()
+    if activated:
+        return activated, True
+    sockets = [listen_unix(options.socket)] if options.socket is not None else []
+    addresses = options.listen or ([] if sockets else [("127.0.0.1", DEFAULT_PORT), ("::1", DEFAULT_PORT)])
+    for host, port in addresses:
+        try:
+            sockets += listen_tcp(host, port)
+        except ListenError:
+            if options.listen or host != "::1":
+                raise  # a machine without IPv6 is no reason to fail by default
+    return sockets, False
+
+
+def _listen_control(options: Options, listeners: Sequence[socket.socket]) -> list[socket.socket]:
+    """The sockets for the control API; one port for all, since a client is told only the port."""
+    if options.control is None:
+        return []
+    if isinstance(options.control, tuple):
+        return listen_tcp(*options.control)
+    hosts = [str(sock.getsockname()[0]) for sock in listeners if sock.family != socket.AF_UNIX] or ["127.0.0.1"]
+    for first_port in (api.DEFAULT_PORT, 0):
+        port, sockets = first_port, []
+        try:
+            for host in dict.fromkeys(hosts):
+                sockets += listen_tcp(host, port)
+                port = sockets[0].getsockname()[1]
+            return sockets
+        except ListenError:
+            for sock in sockets:
+                sock.close()
+            if first_port == 0:
+                raise
+    return []
+
+
+def _run(
+    options: Options,
+    offer: Offer,
+    listeners: list[socket.socket],
+    controls: list[socket.socket],
+    exposed: list[str],
+    activated: bool,
+    stack: contextlib.ExitStack,
+) -> int:
+    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="targetmode-")))
+    counters = mmap.mmap(-1, max(mmap.PAGESIZE, 16 * options.max_connections))
+    session = Session(offer, options.name, memoryview(counters).cast("Q"))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    stack.enter_context(ours)
+    with theirs:
+        port = controls[0].getsockname()[1] if controls else None
+        contexts = () if port is None else api.ControlAddress(port, session.id).contexts()
+        wiring = Wiring(offer, listeners, counters, theirs, directory, contexts, options.max_connections)
+        # From before the fork until a handler is there, a signal to stop has to wait.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+        pid = start_nbdkit(wiring) if options.nbdkit else start_builtin(wiring)
+        announcer = Announcer(as_json=options.json, stream=sys.stderr if activated else sys.stdout)
+        session.subscribe(announcer.event)
+        for host in exposed:
+            print(
+                f"targetmode: warning: {host} is not loopback and there is no encryption or password: "
+                "anyone on that network can read and overwrite these disks",
+                file=sys.stderr,
+            )
+        uris = reachable_uris(listeners)
+        announcer.ready(offer, uris)
+        facts = [export_facts(export, uris) for export in offer.exports()]
+        session.publish("ready", session=session.id, name=session.name, control=port, exports=facts)
+        return asyncio.run(_Supervisor(options, session, announcer, wiring, pid, ours).run(controls))
+
+
+class _Supervisor:
+    """The main process while the engine runs."""
+
+    def __init__(
+        self,
+        options: Options,
+        session: Session,
+        announcer: Announcer,
+        wiring: Wiring,
+        pid: int,
+        events: socket.socket,
+    ) -> None:
+        self._options = options
+        self._session = session
+        self._announcer = announcer
+        self._wiring = wiring
+        self._pid = pid
+        self._events = events
+        self._asked = False
+
+    async def run(self, controls: Sequence[socket.socket]) -> int:
+        """Until the engine has ended; the exit status."""
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        watch = os.pidfd_open(self._pid)
+        loop.add_reader(watch, ended.set)
+        self._session.subscribe(self._react)
+        self._session.listen(self._events, loop)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+        control = None
+        if controls:
+            from targetmode.control import ControlServer  # heavy, and only now there is time for it
+
+            control = ControlServer(self._session)
+            await control.start(controls)
+        await ended.wait()
+        loop.remove_reader(watch)
+        os.close(watch)
+        if control is not None:
+            await control.stop()
+        loop.remove_reader(self._events.fileno())
+        self._session.drain(self._events)
+        _, status = os.waitpid(self._pid, 0)
+        return await asyncio.to_thread(self._finish, os.waitstatus_to_exitcode(status))
+
+    def stop(self) -> None:
+        """Have the engine end; the rest follows from that."""
+        self._asked = True
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGTERM)
+
+    def _react(self, event: Event) -> None:
+        if event["event"] != "disconnect":
+            return
+        if self._options.nbdkit:
+            tell_nbdkit(self._wiring)  # what was written may have been a partition table
+        if self._options.once and not self._session.connected:
+            self.stop()
+
+    def _finish(self, code: int) -> int:
+        """Flush, and say of each disk whether it may be unplugged."""
+        status = 0
+        if not self._asked:
+            status = 1
+            log = log_file(self._wiring)
+            said = log.read_text().strip().splitlines()[-1:] if log.exists() else []
+            print(f"targetmode: the server ended by itself (status {code}) {' '.join(said)}".rstrip(), file=sys.stderr)
+        for disk in self._wiring.offer.disks:
+            try:
+                disk.flush()
+                _reread_partitions(disk.fd)
+                self._announcer.line(f"{disk.name}: safe to disconnect")
+                self._session.publish("stopped", export=disk.name, safe=True)
+            except OSError as error:
+                status = 1
+                print(f"targetmode: {disk.name}: NOT safe, data are lost: {error.strerror}", file=sys.stderr)
+                self._session.publish("stopped", export=disk.name, safe=False, message=error.strerror)
+        return status
+
+
+def _reread_partitions(fd: int) -> None:
+    """Have this machine's kernel look at the partition table that is there now; files and busy disks do not mind."""
+    try:
+        fcntl.ioctl(fd, _BLKRRPART)
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise
