@@ -1,5 +1,6 @@
 import os
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -201,12 +202,13 @@ def test_btrfs_of_two_devices(
     mount: Callable[..., Path],
 ) -> None:
     devices = [attach(make_image(128 << 20, f"{number}.img")) for number in range(2)]
-    run("mkfs.btrfs", "-q", "-U", "0bd5ffc6-4fd5-4e0f-8a0b-1d1a3f2f4c11", *devices)
+    filesystem = str(uuid.uuid4())  # the kernel remembers the devices of one that it has seen
+    run("mkfs.btrfs", "-q", "-U", filesystem, *devices)
     directory = mount(devices[0], "mnt", "-o", f"device={devices[1]}")
     found = {str(use) for device in devices for use in uses(device)}
     assert found == {
         f"mounted on {directory}",
-        "part of the mounted btrfs file system 0bd5ffc6-4fd5-4e0f-8a0b-1d1a3f2f4c11",
+        f"part of the mounted btrfs file system {filesystem}",
     }
 
 
