@@ -1,0 +1,177 @@
+"""The `asr` command, also reached as `targetmode restore` and `targetmode verify`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+
+from restore.errors import Differences, Refused, RestoreError
+from restore.report import Report, make_report
+from restore.source import Source
+from restore.target import Target
+
+_LEGACY = re.compile(r"-[A-Za-z][A-Za-z0-9-]+")  # asr(8) takes -source for --source
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def main(arguments: Sequence[str] | None = None, *, program: str = "asr") -> int:
+    """Run the command; its exit status: 0 done, 1 failed, 2 wrong usage, 3 differences found."""
+    given = [_modern(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    parser = _parser(program)
+    options = parser.parse_args(given)
+    if options.command in ("help", "version"):
+        print(parser.format_help() if options.command == "help" else f"asr {metadata.version('targetmode')}")
+        return 0
+    if options.command == "restore" and not options.erase:
+        parser.error(
+            "restore without --erase, a file copy, is not there yet; --erase replaces all that is on the target"
+        )
+    report = make_report(as_json=options.json)
+    try:
+        asyncio.run(_run(options, report))
+    except Differences as error:
+        report.failed(str(error), error.ranges)
+        return error.status
+    except RestoreError as error:
+        report.failed(str(error))
+        return error.status
+    except KeyboardInterrupt:
+        report.failed("interrupted")
+        return 1
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+async def _run(options: argparse.Namespace, report: Report) -> None:
+    from restore.job import Settings, restore, verify
+
+    reading = options.command == "verify"
+
+    def open_target() -> Target:
+        return _open_target(options, report, read_only=reading)
+
+    def open_source() -> Source:
+        from restore.source.raw import RawSource
+
+        return RawSource(options.source)
+
+    if reading:
+        await verify(open_target, open_source, report)
+        return
+    confirm = None if options.noprompt else _confirm
+    if confirm is not None and (options.json or not sys.stdin.isatty()):
+        raise Refused("standard input is not a terminal to ask before erasing; say --noprompt if that is meant")
+    settings = Settings(verify=not options.noverify, max_rate=options.max_rate, confirm=confirm)
+    await restore(open_target, open_source, settings, report)
+
+
+def _open_target(options: argparse.Namespace, report: Report, *, read_only: bool) -> Target:
+    if options.target.startswith(("nbd:", "nbds:", "nbd+", "nbds+")):
+        from nbd.errors import URIError
+        from nbd.uri import NBDURI
+        from restore.target.remote import RemoteTarget
+
+        try:
+            uri = NBDURI.parse(options.target)
+        except URIError as error:
+            raise Refused(str(error)) from None
+        return RemoteTarget(
+            uri,
+            connections=options.connections,
+            timeout=options.timeout,
+            notify=report.note,
+            read_only=read_only,
+        )
+    from restore.target.local import LocalTarget
+
+    return LocalTarget(options.target, read_only=read_only)
+
+
+def _confirm(question: str) -> bool:
+    """Ask on the terminal; asr's own form of the question."""
+    try:
+        return input(f"  {question} [ny]: ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def _modern(word: str) -> str:
+    """`--source` for `-source`; a single letter, a number or a value is left alone."""
+    return f"-{word}" if _LEGACY.fullmatch(word.partition("=")[0]) else word
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Apple Software Restore's way of putting disk images on disks, here and on other machines.",
+        epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 3 verification found differences.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="VERB")
+    restore = commands.add_parser("restore", help="put an image on a disk", allow_abbrev=False)
+    _add_places(restore)
+    restore.add_argument("--erase", action="store_true", help="erase the target and copy every block")
+    restore.add_argument("--noprompt", action="store_true", help="do not ask before erasing")
+    restore.add_argument("--noverify", action="store_true", help="do not compare the target with the source")
+    restore.add_argument(
+        "--max-rate", type=_rate, metavar="BYTES", help="most bytes per second, such as 100M (M is 1,048,576)"
+    )
+    _add_common(restore)
+    verify = commands.add_parser("verify", help="compare a disk with an image", allow_abbrev=False)
+    _add_places(verify)
+    _add_common(verify)
+    commands.add_parser("help", help="show this")
+    commands.add_parser("version", help="show the version")
+    return parser
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", required=True, metavar="IMAGE", help="raw image file, or block device")
+    parser.add_argument(
+        "--target", required=True, metavar="TARGET", help="nbd://HOST/EXPORT, a block device, or an image file"
+    )
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    parser.add_argument(
+        "--connections", type=_count, default=1, metavar="N", help="NBD connections, where the server allows it (1)"
+    )
+    parser.add_argument(
+        "--timeout", type=_seconds, default=60.0, metavar="N", help="give up after N seconds without movement (60)"
+    )
+
+
+def _checked(kind: str, low: float, high: float, convert: Callable[[str], float]) -> Callable[[str], float]:
+    def check(text: str) -> float:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {kind} from {low:g} to {high:g}")
+        return value
+
+    return check
+
+
+_count = _checked("a number", 1, 64, int)
+_seconds = _checked("a number of seconds", 0.1, 86400, float)
+
+
+def _rate(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)", text.upper().removesuffix("B").removesuffix("I"))
+    value = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes per second, such as 100M")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

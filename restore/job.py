@@ -1,0 +1,333 @@
+"""The phases of a restore and of a verification, in asr's order.
+
+    target, source and sizes checked → question → first MiB zeroed
+    → everything behind it written, and verified while the rest is still being written; what differs is written again
+    → first MiB written → verified
+
+From the first zeroed MiB on, a failure leaves a target that is valid and empty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass
+from typing import Final, NoReturn, TypeVar
+
+from nbd.client import Operation
+from nbd.errors import NBDError
+from nbd.wire import Command
+from restore.errors import Differences, Refused, RestoreError, join
+from restore.plan import HEAD, Kind, KnownZeroes, Piece, cut, operation, throttle
+from restore.report import RESTORING, VERIFYING, Report
+from restore.source import Source
+from restore.target import Target
+from restore.verify import Feed, Verification
+from targetmode.disks.text import format_size
+
+ATTEMPTS: Final = 3  # times that a range which differs is sent again
+_TICK: Final = 0.1  # seconds between two updates of the progress
+_SWITCH: Final = 0.0005  # seconds a thread may keep the interpreter while the copying one waits for it
+_T = TypeVar("_T")
+_FAILURES: Final = (RestoreError, NBDError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a restore is to be done.
+
+    Attributes:
+        verify: compare the target with the source.
+        max_rate: most bytes of data per second, None for no limit.
+        confirm: asked with one line before anything is erased; False ends the restore. None erases without asking.
+    """
+
+    verify: bool = True
+    max_rate: int | None = None
+    confirm: Callable[[str], bool] | None = None
+
+
+async def restore(
+    open_target: Callable[[], Target], open_source: Callable[[], Source], settings: Settings, report: Report
+) -> None:
+    """Put an image on a target.
+
+    Args:
+        open_target: called once, first.
+        open_source: called once, after that.
+        settings: how.
+        report: told as it goes.
+
+    Raises:
+        RestoreError: it was refused, failed, or found differences; the message says in what state the target is.
+        asyncio.CancelledError: interrupted; a target that was touched is left empty, and the report has said so.
+    """
+    sys.setswitchinterval(_SWITCH)
+    async with _opened(open_target, open_source, report) as (target, source):
+        await _Restore(target, source, settings, report).run()
+
+
+async def verify(open_target: Callable[[], Target], open_source: Callable[[], Source], report: Report) -> None:
+    """Compare a target with an image, as far as the image goes.
+
+    Raises:
+        Differences: they differ.
+        RestoreError: they could not be compared.
+    """
+    async with _opened(open_target, open_source, report) as (target, source):
+        progress = _Progress(report, {VERIFYING: source.size})
+        started = time.monotonic()
+        try:
+            async with Verification(source, target, lambda n: progress.add(VERIFYING, n), report.note) as check:
+                with _showing(progress):
+                    different = await check.compare(Feed.of(cut(source.extents(), 0, source.size)))
+        except _FAILURES as error:
+            raise RestoreError(f"the comparison failed: {error}") from error
+        except ExceptionGroup as group:
+            raise RestoreError(f"the comparison failed: {_first(group)}") from group
+        progress.complete(VERIFYING)
+        if different:
+            ranges = join([(piece.offset, piece.length) for piece in different])
+            raise Differences(f"{target.name} differs from {source.name}", ranges)
+        _finish(report, "Compared", source.size, time.monotonic() - started, "every block is the same")
+
+
+@asynccontextmanager
+async def _opened(
+    open_target: Callable[[], Target], open_source: Callable[[], Source], report: Report
+) -> AsyncIterator[tuple[Target, Source]]:
+    """Target and source, open and found to fit."""
+    with closing(await _phase(report, "Validating target", open_target)) as target:  # noqa: SIM117 - one after the other
+        with closing(await _phase(report, "Validating source", open_source)) as source:
+            _check_sizes(target, source)
+            yield target, source
+
+
+class _Restore:
+    """One restore, from the question on."""
+
+    def __init__(self, target: Target, source: Source, settings: Settings, report: Report) -> None:
+        self._target = target
+        self._source = source
+        self._settings = settings
+        self._report = report
+        self._head = min(HEAD, source.size)
+        self._head_written = False
+        self._stopping = False
+        totals = {RESTORING: source.size - self._head}
+        if settings.verify:
+            totals[VERIFYING] = source.size
+        self._progress = _Progress(report, totals)
+
+    async def run(self) -> None:
+        await self._ask()
+        started = time.monotonic()
+        try:
+            await _phase(self._report, f"Erasing target device {self._target.name}", self._zero_head)
+            await _phase(self._report, "Retrieving scan information", lambda: None)
+            await _phase(self._report, "Validating sizes", lambda: _check_sizes(self._target, self._source))
+            with _showing(self._progress):
+                await self._copy()
+        except _FAILURES as error:
+            await self._fail(error)
+        except ExceptionGroup as group:
+            await self._fail(_first(group))
+        except asyncio.CancelledError:
+            self._report.note(f"interrupted; {await self._leave_empty()}")
+            raise
+        verified = "verified" if self._settings.verify else "not verified"
+        _finish(self._report, "Restored", self._source.size, time.monotonic() - started, verified)
+
+    async def _ask(self) -> None:
+        if self._settings.confirm is None:
+            return
+        try:
+            contents = await asyncio.to_thread(self._target.contents)
+        except (NBDError, OSError) as error:
+            contents = f"unreadable: {error}"
+        question = f"Erase contents of {self._target.name} ({format_size(self._target.size)}, {contents})?"
+        if not await asyncio.to_thread(self._settings.confirm, question):
+            raise Refused("not erased; nothing was touched")
+
+    async def _copy(self) -> None:
+        source, size = self._source, self._source.size
+        known = await asyncio.to_thread(self._known_zeroes)
+        body = known.apply(cut(source.extents(), self._head, size))
+        head = cut(source.extents(), 0, self._head)
+        async with AsyncExitStack() as stack:
+            check = None
+            if self._settings.verify:
+                check = Verification(
+                    source, self._target, lambda n: self._progress.add(VERIFYING, n), self._report.note
+                )
+                await stack.enter_async_context(check)
+            await self._settle(await self._write(throttle(body, self._settings.max_rate), check), check)
+            self._progress.complete(RESTORING)
+            self._head_written = True
+            await self._settle(await self._write(head, check), check)
+        for phase in self._progress.totals:
+            self._progress.complete(phase)
+
+    def _known_zeroes(self) -> KnownZeroes:
+        if all(not extent.zero for extent in self._source.extents()):
+            return KnownZeroes([])
+        return KnownZeroes(self._target.zeroes(0, self._source.size))
+
+    async def _settle(self, different: list[Piece], check: Verification | None) -> None:
+        """Send what differs again until it does not.
+
+        Raises:
+            Differences: it still does.
+        """
+        for _ in range(ATTEMPTS):
+            if not different:
+                return
+            self._report.note(f"{len(different)} ranges differ and are sent again")
+            again = [Piece(p.offset, p.length, Kind.DATA if p.kind is Kind.DATA else Kind.ZERO) for p in different]
+            different = await self._write(again, check)
+        if different:
+            ranges = join([(piece.offset, piece.length) for piece in different])
+            raise Differences(f"{self._target.name} keeps other data than were sent, {ATTEMPTS} times over", ranges)
+
+    async def _write(self, pieces: Iterable[Piece], check: Verification | None) -> list[Piece]:
+        """Write pieces and flush; meanwhile compare those that are written. The pieces that differ."""
+        feed = Feed()
+        async with asyncio.TaskGroup() as group:
+            comparing = group.create_task(check.compare(feed)) if check is not None else None
+            group.create_task(self._write_to(feed, pieces))
+        return comparing.result() if comparing is not None else []
+
+    async def _write_to(self, feed: Feed, pieces: Iterable[Piece]) -> None:
+        pending: dict[int, Piece] = {}
+
+        def operations() -> Iterator[Operation]:
+            for piece in pieces:
+                if self._stopping:
+                    return
+                asked = operation(piece, self._source)
+                if asked is None:
+                    finish(piece)
+                else:
+                    pending[asked.offset] = piece
+                    yield asked
+
+        def finish(piece: Piece) -> None:
+            self._progress.add(RESTORING, piece.length)
+            feed.put(piece)
+
+        def run() -> None:
+            self._target.run(operations(), lambda asked: finish(pending.pop(asked.offset)))
+            self._target.flush()
+
+        running = asyncio.create_task(asyncio.to_thread(run))
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            # The thread cannot be cancelled: have it end by itself, and use the target for nothing else before that.
+            self._stopping = True
+            if not (await asyncio.wait([running], timeout=2.0))[0]:
+                self._target.abort()
+                await asyncio.wait([running])
+            raise
+        feed.close()
+
+    async def _fail(self, error: BaseException) -> NoReturn:
+        """Say what happened and what is on the target now."""
+        state = await self._leave_empty()
+        if isinstance(error, Differences):
+            raise Differences(f"{error}; {state}", error.ranges) from error
+        raise RestoreError(f"{error}; {state}") from error
+
+    async def _leave_empty(self) -> str:
+        """See to it that the target does not look like a disk; what it looks like, as a clause."""
+        if self._head_written:
+            try:
+                await asyncio.to_thread(self._zero_head)
+            except (NBDError, OSError) as error:
+                return f"{self._target.name} could not be emptied ({error}): do not use what is on it"
+        return f"{self._target.name} is left empty"
+
+    def _zero_head(self) -> None:
+        self._target.run([Operation(Command.WRITE_ZEROES, 0, self._head)], lambda operation: None)
+        self._target.flush()
+
+
+class _Progress:
+    """Bytes done of each phase, on their way to the report."""
+
+    def __init__(self, report: Report, totals: dict[str, int]) -> None:
+        self._report = report
+        self.totals = totals
+        self._done = dict.fromkeys(totals, 0)
+
+    def add(self, phase: str, length: int) -> None:
+        """Count bytes; may be called from any thread."""
+        self._done[phase] += length
+
+    def complete(self, phase: str) -> None:
+        """All of a phase is done."""
+        self._done[phase] = self.totals[phase]
+        self.show()
+
+    def show(self) -> None:
+        """Report where every phase is."""
+        for phase, total in self.totals.items():
+            self._report.progress(phase, min(self._done[phase], total), total)
+
+
+@contextmanager
+def _showing(progress: _Progress) -> Iterator[None]:
+    """While this context lasts, the progress is shown again and again."""
+
+    async def show() -> None:
+        while True:
+            progress.show()
+            await asyncio.sleep(_TICK)
+
+    task = asyncio.create_task(show())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _phase(report: Report, name: str, work: Callable[[], _T]) -> _T:
+    report.begin(name)
+    result = await asyncio.to_thread(work)
+    report.done()
+    return result
+
+
+def _check_sizes(target: Target, source: Source) -> None:
+    if target.size < source.size:
+        raise Refused(
+            f"{target.name} is too small: it has {target.size} bytes ({format_size(target.size)}), "
+            f"{source.name} has {source.size} ({format_size(source.size)})"
+        )
+
+
+def _finish(report: Report, verb: str, size: int, seconds: float, how: str) -> None:
+    rate = format_size(int(size / max(seconds, 0.001)))
+    report.finished(
+        f"{verb} {format_size(size)} in {seconds:.1f} s ({rate}/s), {how}", bytes=size, seconds=round(seconds, 3)
+    )
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first of several failures; a bug among them goes before any of them."""
+    errors = list(_leaves(group))
+    for error in errors:
+        if not isinstance(error, _FAILURES):
+            raise error
+    return errors[0]
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

@@ -1,0 +1,136 @@
+"""What there is to write and to verify: an image cut into pieces."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+from itertools import islice
+from typing import Final
+
+from nbd.backend import Extent
+from nbd.client import Operation
+from nbd.wire import Command
+from restore.source import Source
+
+UNIT: Final = 1 << 20  # data are written and hashed by ranges cut at multiples of this
+HEAD: Final = 1 << 20  # zeroed first and written last, so that a disk never looks bootable until it is right
+GRAIN: Final = 64 << 10  # a hole smaller than this is written as data
+ZERO_UNIT: Final = 64 << 20  # longest run of zeroes handled as one piece; a digest of that length may be asked for
+_MOST_KNOWN: Final = 50_000  # zero ranges of the target that are remembered; the others are zeroed once more
+
+
+class Kind(Enum):
+    """What has to be done for a piece."""
+
+    DATA = auto()
+    ZERO = auto()
+    ALREADY_ZERO = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A range of the image, in bytes, that is written by one request and verified as one."""
+
+    offset: int
+    length: int
+    kind: Kind
+
+
+def cut(extents: Iterable[Extent], start: int, end: int) -> Iterator[Piece]:
+    """Cut `[start, end)` of an image into pieces, in order and without gaps.
+
+    Args:
+        extents: the image's runs from its first byte on.
+        start: where to begin, a multiple of `UNIT`.
+        end: at most the image's size.
+    """
+    position = start
+    for data_start, data_end in _data(extents):
+        data_start, data_end = max(data_start, start), min(data_end, end)
+        if data_start >= data_end:
+            continue
+        yield from _split(position, data_start, ZERO_UNIT, Kind.ZERO)
+        yield from _split(data_start, data_end, UNIT, Kind.DATA)
+        position = data_end
+    yield from _split(position, end, ZERO_UNIT, Kind.ZERO)
+
+
+def _data(extents: Iterable[Extent]) -> Iterator[tuple[int, int]]:
+    """The runs of data as (start, end), widened to whole grains and joined where they then touch."""
+    position, pending = 0, (0, 0)
+    for extent in extents:
+        if not extent.zero:
+            first = position // GRAIN * GRAIN
+            last = -(-(position + extent.length) // GRAIN) * GRAIN
+            if first <= pending[1]:
+                pending = (pending[0], last)
+            else:
+                yield pending
+                pending = (first, last)
+        position += extent.length
+    yield pending
+
+
+def _split(start: int, end: int, unit: int, kind: Kind) -> Iterator[Piece]:
+    while start < end:
+        stop = min((start // unit + 1) * unit, end)
+        yield Piece(start, stop - start, kind)
+        start = stop
+
+
+class KnownZeroes:
+    """Ranges of a target that read as zeroes before anything is written."""
+
+    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Remember (offset, length) ranges that are in order; small ones are not worth it."""
+        kept = list(islice(((o, o + n) for o, n in ranges if n >= GRAIN), _MOST_KNOWN))
+        self._starts = [start for start, _ in kept]
+        self._ends = [end for _, end in kept]
+
+    def apply(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        """The same pieces, with those to be zeroed split into what has to be and what is zero already."""
+        for piece in pieces:
+            if piece.kind is not Kind.ZERO:
+                yield piece
+                continue
+            position, end = piece.offset, piece.offset + piece.length
+            for start, stop in self._within(position, end):
+                if start > position:
+                    yield Piece(position, start - position, Kind.ZERO)
+                yield Piece(start, stop - start, Kind.ALREADY_ZERO)
+                position = stop
+            if position < end:
+                yield Piece(position, end - position, Kind.ZERO)
+
+    def _within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        index = max(bisect_right(self._starts, start) - 1, 0)
+        while index < len(self._starts) and self._starts[index] < end:
+            first, last = max(self._starts[index], start), min(self._ends[index], end)
+            if first < last:
+                yield first, last
+            index += 1
+
+
+def operation(piece: Piece, source: Source) -> Operation | None:
+    """The request that makes the target's piece what the source's is; None where it is that already."""
+    match piece.kind:
+        case Kind.DATA:
+            data = source.payload(piece.offset, piece.length)
+            return Operation(Command.WRITE, piece.offset, piece.length, data=data)
+        case Kind.ZERO:
+            return Operation(Command.WRITE_ZEROES, piece.offset, piece.length)
+        case Kind.ALREADY_ZERO:
+            return None
+
+
+def throttle(pieces: Iterable[Piece], rate: int | None) -> Iterator[Piece]:
+    """The same pieces, data no faster than `rate` bytes per second."""
+    started, sent = time.monotonic(), 0
+    for piece in pieces:
+        if rate and piece.kind is Kind.DATA:
+            time.sleep(max(0.0, started + sent / rate - time.monotonic()))
+            sent += piece.length
+        yield piece

@@ -1,0 +1,45 @@
+"""Where an image comes from: its size, the parts of it that hold data, and its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from nbd.backend import Extent
+from nbd.connection import FileRange
+
+
+class Source(Protocol):
+    """An image, however it is kept.
+
+    Attributes:
+        name: for people.
+        size: bytes.
+    """
+
+    name: str
+    size: int
+
+    def extents(self) -> Iterator[Extent]:
+        """The runs that make up the image, in order; a hole is zeroes.
+
+        Raises:
+            OSError: the source failed.
+        """
+        ...
+
+    def payload(self, offset: int, length: int) -> FileRange:
+        """A range as something that the kernel can send without it passing through here."""
+        ...
+
+    def digest(self, algorithm: str, offset: int, length: int) -> str:
+        """The digest of a range, in lower-case hexadecimal; may be called from several threads.
+
+        Raises:
+            OSError: the source failed, or ends inside the range.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...

@@ -1,0 +1,87 @@
+"""Where an image goes: a disk that another machine exports, a local block device, or an image file."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+from nbd.backend import Extent
+from nbd.client import Operation
+
+
+class Target(Protocol):
+    """Something that an image can be written to. Its methods block, but for `digests`.
+
+    Attributes:
+        name: for people.
+        size: bytes.
+    """
+
+    name: str
+    size: int
+
+    def contents(self) -> str:
+        """What is on it now, in one line for the one who is about to erase it."""
+        ...
+
+    def zeroes(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Where, within a range, the target is known to read as zeroes already: (offset, length), in order."""
+        ...
+
+    def run(self, operations: Iterable[Operation], done: Callable[[Operation], None]) -> None:
+        """Carry out WRITE and WRITE_ZEROES operations in any order; `done` is told of each, from any thread.
+
+        Raises:
+            NBDError, OSError: one failed; others may have been carried out.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Have everything on stable storage.
+
+        Raises:
+            NBDError, OSError: something is lost.
+        """
+        ...
+
+    async def verifier(self, note: Callable[[str], None]) -> Verifier:
+        """What tells digests of the target's own bytes; `note` is told where that is not the target itself."""
+        ...
+
+    def abort(self) -> None:
+        """Make `run` and `flush` in other threads fail soon."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+class Verifier(Protocol):
+    """Tells digests of what is on a target.
+
+    Attributes:
+        algorithm: the digest's name in `targetmode.disks.media.ALGORITHMS`.
+    """
+
+    algorithm: str
+
+    def digests(self, ranges: Sequence[tuple[int, int]]) -> AsyncIterator[str]:
+        """The digests of ranges, in order, as they become known.
+
+        Raises:
+            RestoreError, NBDError, OSError: they cannot be had.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go."""
+        ...
+
+
+def zero_ranges(extents: Iterable[Extent], offset: int) -> Iterator[tuple[int, int]]:
+    """Those of a target's extents that read as zeroes, as (offset, length); the first extent begins at `offset`."""
+    for extent in extents:
+        if extent.zero:
+            yield offset, extent.length
+        offset += extent.length

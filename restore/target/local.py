@@ -1,0 +1,110 @@
+"""A local target: a block device, or an image file that is there already."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from typing import Final
+
+from nbd.backend import FileBackend
+from nbd.client import Operation
+from nbd.connection import FileRange
+from nbd.errors import ConnectionLost
+from nbd.wire import Command
+from restore.errors import Refused
+from restore.target import Verifier, zero_ranges
+from targetmode.disks.contents import describe_contents
+from targetmode.disks.media import MediaReader
+from targetmode.disks.preflight import NotADisk, PreflightError, claim
+from targetmode.disks.table import fd_reader
+
+PIECE: Final = 1 << 20
+
+
+class LocalTarget:
+    """A block device or image file of this machine, claimed so that nothing else uses it."""
+
+    def __init__(self, path: str, *, read_only: bool = False) -> None:
+        """Claim it, after every check that `targetmode serve` makes.
+
+        Raises:
+            Refused: it is not there, is in use, or may not be opened.
+        """
+        try:
+            self._claim = claim(path, read_only=read_only)
+        except NotADisk as error:
+            hint = "; an image file has to be there first: truncate -s SIZE FILE" if "not exist" in str(error) else ""
+            raise Refused(f"{error}{hint}") from None
+        except PreflightError as error:
+            raise Refused(str(error)) from None
+        self._backend = FileBackend(os.dup(self._claim.fd), read_only=read_only)
+        self.name = path
+        self.size = self._backend.size
+        self._buffer = memoryview(mmap.mmap(-1, PIECE))
+        self._aborted = False
+
+    def contents(self) -> str:
+        """Partition table, file systems and labels."""
+        geometry = self._backend.geometry
+        return str(describe_contents(fd_reader(self._backend.fd), self.size, max(geometry.logical_sector, 512)))
+
+    def zeroes(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """The holes of an image file; a device tells of none."""
+        return zero_ranges(self._backend.extents(offset, length), offset)
+
+    def run(self, operations: Iterable[Operation], done: Callable[[Operation], None]) -> None:
+        """Carry out operations one after the other."""
+        for operation in operations:
+            if self._aborted:
+                raise ConnectionLost("interrupted")
+            if operation.command == Command.WRITE_ZEROES:
+                self._backend.zero(operation.offset, operation.length, may_trim=True)
+            elif isinstance(operation.data, FileRange):
+                self._copy(operation.data, operation.offset, operation.length)
+            elif operation.data is not None:
+                self._backend.write(operation.data, operation.offset)
+            done(operation)
+
+    def flush(self) -> None:
+        """Sync the file or device."""
+        self._backend.flush()
+
+    async def verifier(self, note: Callable[[str], None]) -> Verifier:
+        """Reads the media past the cache."""
+        return _MediaVerifier(self._backend.fd)
+
+    def abort(self) -> None:
+        """Stop before the next operation."""
+        self._aborted = True
+
+    def close(self) -> None:
+        """Give it up."""
+        self._backend.close()
+        self._claim.close()
+
+    def _copy(self, source: FileRange, offset: int, length: int) -> None:
+        position = source.offset
+        while length:
+            count = os.preadv(source.fd, [self._buffer[: min(length, PIECE)]], position)
+            if count == 0:
+                raise OSError(5, f"the source ends at offset {position}, earlier than it did at the start")
+            self._backend.write(self._buffer[:count], offset)
+            position += count
+            offset += count
+            length -= count
+
+
+class _MediaVerifier:
+    algorithm = "blake3"
+
+    def __init__(self, fd: int) -> None:
+        self._reader = MediaReader(fd)
+
+    async def digests(self, ranges: Sequence[tuple[int, int]]) -> AsyncIterator[str]:
+        for offset, length in ranges:
+            yield await asyncio.to_thread(self._reader.digest, self.algorithm, offset, length)
+
+    async def close(self) -> None:
+        self._reader.close()

@@ -1,0 +1,231 @@
+"""A target that another machine exports: blocks over NBD, digests over its control API where it has one."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from typing import Final
+
+from nbd.client import Client, Operation
+from nbd.connection import list_exports
+from nbd.errors import NBDError, OptionRefused
+from nbd.uri import NBDURI
+from nbd.wire import Command, Rep, TransmissionFlag
+from restore.errors import Refused, RestoreError
+from restore.target import Verifier, zero_ranges
+from restore.target.control import ControlVerifier
+from targetmode import api
+from targetmode.disks.contents import describe_contents
+from targetmode.disks.media import ALGORITHMS
+
+DEPTH: Final = 4  # requests in flight on each connection
+_ZEROES: Final = memoryview(mmap.mmap(-1, 1 << 20, prot=mmap.PROT_READ))
+
+
+class RemoteTarget:
+    """An NBD export.
+
+    Attributes:
+        control: where its digests can be had; None where the server has no control API.
+    """
+
+    def __init__(
+        self,
+        uri: NBDURI,
+        *,
+        connections: int = 1,
+        timeout: float,
+        notify: Callable[[str], None],
+        read_only: bool = False,
+    ) -> None:
+        """Connect.
+
+        Args:
+            uri: the export.
+            connections: how many to use, where the server allows more than one.
+            timeout: seconds without movement after which the other side counts as gone.
+            notify: told in one line when a connection is lost and when it is back.
+            read_only: the target is only to be read.
+
+        Raises:
+            Refused: it cannot be reached, is not there, or may not be written.
+        """
+        self._uri = uri
+        self._timeout = timeout
+        self._notify = notify
+        self._clients: list[Client] = []
+        self.name = str(uri)
+        first = self._connect()
+        export = first.export
+        self.size = export.size
+        if export.flags & TransmissionFlag.READ_ONLY and not read_only:
+            self.close()
+            raise Refused(f"{uri} is exported read-only")
+        if export.flags & TransmissionFlag.CAN_MULTI_CONN:
+            for _ in range(connections - 1):
+                self._connect()
+        # nbdkit has no metadata contexts of ours; there they stand in the description.
+        contexts = export.contexts or tuple(export.description.split())
+        self.control = api.ControlAddress.from_contexts(contexts)
+
+    def contents(self) -> str:
+        """Partition table, file systems and labels, read over the wire."""
+        client = self._clients[0]
+        return str(describe_contents(client.read, self.size, max(client.export.sizes.minimum, 512)))
+
+    def zeroes(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """What `base:allocation` says."""
+        return zero_ranges(self._clients[0].extents(offset, length), offset)
+
+    def run(self, operations: Iterable[Operation], done: Callable[[Operation], None]) -> None:
+        """Spread operations over the connections; the first failure ends them all."""
+        if not self._clients[0].export.flags & TransmissionFlag.SEND_WRITE_ZEROES:
+            operations, done = _without_write_zeroes(operations, done)
+        if len(self._clients) == 1:
+            self._clients[0].run(operations, depth=DEPTH, done=done)
+            return
+        shared = _Shared(iter(operations))
+        failures: list[BaseException] = []
+
+        def work(client: Client) -> None:
+            try:
+                client.run(shared, depth=DEPTH, done=done)
+            except BaseException as error:
+                failures.append(error)
+                shared.stop()
+
+        threads = [threading.Thread(target=work, args=(client,)) for client in self._clients]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failures:
+            raise failures[0]
+
+    def flush(self) -> None:
+        """One flush covers the writes completed on all connections (CAN_MULTI_CONN)."""
+        for client in self._clients:
+            client.flush()
+
+    async def verifier(self, note: Callable[[str], None]) -> Verifier:
+        """The target's own digests where its control API can be used; else what a new connection reads."""
+        if self.control is None:
+            reason = "the server has no control API"
+        else:
+            host = self._uri.host or "127.0.0.1"
+            control = ControlVerifier(host, self.control, self._clients[0].export.name, self._timeout)
+            try:
+                await control.open()
+                return control
+            except RestoreError as error:
+                reason = str(error)
+        note(f"{reason}; so every block is read back over a new connection")
+        client = await asyncio.to_thread(Client, self._uri, timeout=self._timeout, notify=self._notify)
+        return ReadBackVerifier(client)
+
+    def abort(self) -> None:
+        """Cut the connections."""
+        for client in self._clients:
+            client.abort()
+
+    def close(self) -> None:
+        """Leave in good order."""
+        for client in self._clients:
+            client.disconnect()
+
+    def _connect(self) -> Client:
+        try:
+            client = Client(self._uri, timeout=self._timeout, queries=[api.NAMESPACE], notify=self._notify)
+        except OptionRefused as error:
+            raise Refused(f"{self._uri}: {error}{self._others(error)}") from None
+        except NBDError as error:
+            raise Refused(str(error)) from None
+        self._clients.append(client)
+        return client
+
+    def _others(self, refusal: OptionRefused) -> str:
+        """For an export that is not there: those that are, unless the server has said so itself."""
+        if refusal.reply != Rep.ERR_UNKNOWN or "there are" in str(refusal):
+            return ""
+        try:
+            names = list_exports(self._uri, timeout=self._timeout)
+        except NBDError:
+            return ""
+        return f"; the server has: {', '.join(names) or 'no exports'}"
+
+
+def _without_write_zeroes(
+    operations: Iterable[Operation], done: Callable[[Operation], None]
+) -> tuple[Iterator[Operation], Callable[[Operation], None]]:
+    """The same operations for a server that has no WRITE_ZEROES, and what is to be told of each that succeeded."""
+    wholes: dict[int, tuple[Operation, list[int]]] = {}
+
+    def split() -> Iterator[Operation]:
+        for operation in operations:
+            if operation.command != Command.WRITE_ZEROES:
+                yield operation
+                continue
+            left = [operation.length]
+            for start in range(0, operation.length, len(_ZEROES)):
+                data = _ZEROES[: operation.length - start]
+                wholes[operation.offset + start] = (operation, left)
+                yield Operation(Command.WRITE, operation.offset + start, len(data), data=data)
+
+    def part_done(part: Operation) -> None:
+        operation, left = wholes.pop(part.offset, (part, [part.length]))
+        left[0] -= part.length
+        if not left[0]:
+            done(operation)
+
+    return split(), part_done
+
+
+class _Shared(Iterator[Operation]):
+    """An iterator that several threads take from, and that can be ended early."""
+
+    def __init__(self, operations: Iterator[Operation]) -> None:
+        self._operations = operations
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def __next__(self) -> Operation:
+        with self._lock:
+            if self._stopped:
+                raise StopIteration
+            return next(self._operations)
+
+    def stop(self) -> None:
+        self._stopped = True
+
+
+class ReadBackVerifier:
+    """Digests of what a connection of its own reads back: for servers without a control API."""
+
+    algorithm = "blake3"
+
+    def __init__(self, client: Client) -> None:
+        """Take over a connection."""
+        self._client = client
+        self._most = min(1 << 20, client.export.sizes.maximum)
+
+    async def digests(self, ranges: Sequence[tuple[int, int]]) -> AsyncIterator[str]:
+        """Read and hash, range by range."""
+        for offset, length in ranges:
+            yield await asyncio.to_thread(self._digest, offset, length)
+
+    async def close(self) -> None:
+        """Leave in good order."""
+        self._client.disconnect()
+
+    def _digest(self, offset: int, length: int) -> str:
+        digest = ALGORITHMS[self.algorithm]()
+        buffer = memoryview(bytearray(length))
+        pieces = [
+            Operation(Command.READ, offset + at, len(buffer[at : at + self._most]), buffer=buffer[at : at + self._most])
+            for at in range(0, length, self._most)
+        ]
+        self._client.run(pieces)
+        digest.update(buffer)
+        return str(digest.hexdigest())
