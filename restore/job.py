@@ -196,8 +196,8 @@ class _Restore:
         """Write pieces and flush; meanwhile compare those that are written. The pieces that differ."""
         feed = Feed()
         async with asyncio.TaskGroup() as group:
-            comparing = group.create_task(check.compare(feed)) if check is not None else None
             group.create_task(self._write_to(feed, pieces))
+            comparing = group.create_task(check.compare(feed)) if check is not None else None
         return comparing.result() if comparing is not None else []
 
     async def _write_to(self, feed: Feed, pieces: Iterable[Piece]) -> None:

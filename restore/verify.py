@@ -14,7 +14,8 @@ from restore.source import Source
 from restore.target import Target, Verifier
 from targetmode.disks.media import zero_digest
 
-BATCH: Final = 64  # pieces asked for at once
+RANGE: Final = 8 << 20  # bytes of data of which one digest is made; where one differs, it is looked at more closely
+BATCH: Final = 64  # pieces taken at once
 WORKERS: Final = 2  # batches under way: while one is being compared, the target works on the next
 _POLL: Final = 0.01  # seconds between two looks for pieces that have been written
 
@@ -43,15 +44,27 @@ class Feed:
         self._closed = True
 
     async def take(self) -> list[Piece]:
-        """The next pieces, in the order of their coming; an empty list at the end."""
-        while True:
-            closed = self._closed
-            batch: list[Piece] = []
-            while self._pieces and len(batch) < BATCH:
-                batch.append(self._pieces.popleft())
-            if batch or closed:
-                return batch
+        """The next batch, a small one only at the end, neighbours joined; an empty list when there is nothing left."""
+        while len(self._pieces) < BATCH and not self._closed:
             await asyncio.sleep(_POLL)
+        return _joined([self._pieces.popleft() for _ in range(min(BATCH, len(self._pieces)))])
+
+
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """The same bytes in order, data of up to `RANGE` bytes as one piece."""
+    joined: list[Piece] = []
+    for piece in sorted(pieces, key=lambda piece: piece.offset):
+        last = joined[-1] if joined else None
+        if (
+            last is not None
+            and last.kind is piece.kind is Kind.DATA
+            and last.offset + last.length == piece.offset
+            and last.length + piece.length <= RANGE
+        ):
+            joined[-1] = Piece(last.offset, last.length + piece.length, Kind.DATA)
+        else:
+            joined.append(piece)
+    return joined
 
 
 class Verification:
