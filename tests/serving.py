@@ -223,7 +223,7 @@ def _descendants(pid: int) -> list[int]:
 
 
 def nbdsh(code: str, *arguments: str, check: bool = True, timeout: float = 60) -> Result:
-    """Run Python code with libnbd's own `nbd` module, in the system's interpreter; `h` is a handle not yet connected."""
+    """Run Python code with libnbd's own `nbd` module, in the system's interpreter; `h` is an unconnected handle."""
     begin = "import nbd, sys, errno, os\nh = nbd.NBD()\nargs = sys.argv[1:]\n"
     return run("/usr/bin/python3", "-I", "-c", begin + code, *arguments, check=check, timeout=timeout)
 

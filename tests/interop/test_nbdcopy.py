@@ -67,5 +67,5 @@ def test_bracketed_it_is_handed_a_socket(tmp_path: Path, engine_option: str, inc
     served.write_bytes(bytes(SIZE) if incoming else data)
     other.write_bytes(data if incoming else b"")
     ours = ["[", "env", f"PYTHONPATH={ROOT}", *TARGETMODE, "serve", "--engine", engine_option, str(served), "]"]
-    run("nbdcopy", "--flush", "--", *([other, *ours] if incoming else [*ours, other]))
+    run("nbdcopy", "--flush", "--", *([str(other), *ours] if incoming else [*ours, str(other)]))
     assert (served if incoming else other).read_bytes() == data
