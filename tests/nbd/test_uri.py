@@ -131,12 +131,10 @@ def test_unix_round_trip(export: str, path: str, abstract: bool, tls: bool) -> N
 
 
 @examples(200)
-@given(
-    st.one_of(st.text(max_size=60), st.text(max_size=60).map("nbd://{}".format), st.text().map("nbd+unix:{}".format))
-)
-def test_any_text_parses_or_is_refused(text: str) -> None:
+@given(st.sampled_from(["", "nbd://", "nbd://h/", "nbd+unix:///?socket="]), st.text(max_size=60))
+def test_any_text_parses_or_is_refused(start: str, text: str) -> None:
     try:
-        uri = NBDURI.parse(text)
+        uri = NBDURI.parse(start + text)
     except URIError:
         return
     assert NBDURI.parse(str(uri)) == uri
