@@ -7,6 +7,7 @@ that they lie inside it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import errno
@@ -28,7 +29,7 @@ _BLKGETSIZE64: Final = 0x80081272
 _BLKSSZGET: Final = 0x1268
 _BLKIOOPT: Final = 0x1279
 _ZEROES: Final = mmap.mmap(-1, 1 << 20, prot=mmap.PROT_READ)  # untouched anonymous memory: no page is ever allocated
-# EBUSY: another opener holds the device exclusively, and pages of the range are still being written.
+# EBUSY: another opener holds the device exclusively, and pages of the range are still to be written.
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV, errno.ENOTTY, errno.EBUSY})
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -271,6 +272,11 @@ class FileBackend:
             except OSError as error:
                 if error.errno not in _UNSUPPORTED:
                     raise
+                if error.errno == errno.EBUSY and not fast:
+                    self.flush()
+                    with contextlib.suppress(OSError):  # if not now, then by writing
+                        _fallocate(self.fd, mode, start, length)
+                        return True
         return False
 
     def _write_zeroes(self, offset: int, length: int) -> None:

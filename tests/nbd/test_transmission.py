@@ -98,7 +98,7 @@ def pending_requests() -> dict[int, Pending]:
 def parse(stream: bytes, pending: dict[int, Pending], *, structured: bool = True) -> list[int]:
     """The cookies answered by a stream of replies; it may end in the middle of one."""
     position = 0
-    answered = []
+    answered: list[int] = []
     while pending:
         steps = read_reply(pending, structured=structured)
         want = next(steps)
