@@ -13,6 +13,7 @@ readonly PACKAGES_TEST=(
   nbdkit nbdkit-plugin-python libnbd-bin python3-libnbd qemu-utils nbd-client nbd-server fio bmap-tools
   fdisk gdisk parted util-linux mount fuse3
   dosfstools mtools e2fsprogs xfsprogs btrfs-progs ntfs-3g exfatprogs
+  squashfs-tools genisoimage cryptsetup-bin lvm2 dmsetup mdadm
   iproute2 procps openssl
 )
 

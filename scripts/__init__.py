@@ -1,0 +1,1 @@
+"""What installs, shows, tests and measures the project."""
