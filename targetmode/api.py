@@ -22,7 +22,7 @@ DIGESTS: Final = "/v1/exports/{name}/digests"
 EVENTS: Final = "/v1/events"
 METRICS: Final = "/metrics"
 
-ALGORITHMS: Final = ("blake3", "sha256")
+ALGORITHMS: Final = ("xxh3-128", "blake3", "sha256")
 MAX_RANGES: Final = 4096  # of one digests request
 MAX_RANGE: Final = 64 << 20  # bytes of one range
 MAX_BODY: Final = 1 << 20
@@ -140,7 +140,7 @@ class DigestRequest:
             raise MessageError('the body has to be {"algorithm": "…", "ranges": [[offset, length], …]}')
         algorithm, ranges = value.get("algorithm"), value["ranges"]
         if algorithm not in ALGORITHMS:
-            raise MessageError(f"unknown algorithm {algorithm!r}; there are {', '.join(ALGORITHMS)}")
+            raise MessageError(f"unknown algorithm {algorithm!r:.80}; there are {', '.join(ALGORITHMS)}")
         if not 0 < len(ranges) <= MAX_RANGES:
             raise MessageError(f"{len(ranges)} ranges; 1 to {MAX_RANGES} may be asked for at once")
         checked = []

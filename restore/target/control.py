@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ControlVerifier:
     """A client of one export's digests."""
 
-    algorithm = "blake3"
+    algorithm = "xxh3-128"
 
     def __init__(self, host: str, address: api.ControlAddress, export: str, timeout: float) -> None:
         """Prepare; `open` has to be called first."""

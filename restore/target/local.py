@@ -15,7 +15,6 @@ from nbd.errors import ConnectionLost
 from nbd.wire import Command
 from restore.errors import Refused
 from restore.target import Verifier, zero_ranges
-from targetmode.disks.contents import describe_contents
 from targetmode.disks.media import MediaReader
 from targetmode.disks.preflight import NotADisk, PreflightError, claim
 from targetmode.disks.table import fd_reader
@@ -47,6 +46,8 @@ class LocalTarget:
 
     def contents(self) -> str:
         """Partition table, file systems and labels."""
+        from targetmode.disks.contents import describe_contents  # only the question needs it
+
         geometry = self._backend.geometry
         return str(describe_contents(fd_reader(self._backend.fd), self.size, max(geometry.logical_sector, 512)))
 
@@ -97,7 +98,7 @@ class LocalTarget:
 
 
 class _MediaVerifier:
-    algorithm = "blake3"
+    algorithm = "xxh3-128"
 
     def __init__(self, fd: int) -> None:
         self._reader = MediaReader(fd)

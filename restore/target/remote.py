@@ -17,7 +17,6 @@ from restore.errors import Refused, RestoreError
 from restore.target import Verifier, zero_ranges
 from restore.target.control import ControlVerifier
 from targetmode import api
-from targetmode.disks.contents import describe_contents
 from targetmode.disks.media import ALGORITHMS
 
 DEPTH: Final = 4  # requests in flight on each connection
@@ -72,6 +71,8 @@ class RemoteTarget:
 
     def contents(self) -> str:
         """Partition table, file systems and labels, read over the wire."""
+        from targetmode.disks.contents import describe_contents  # only the question needs it
+
         client = self._clients[0]
         return str(describe_contents(client.read, self.size, max(client.export.sizes.minimum, 512)))
 
@@ -203,7 +204,7 @@ class _Shared(Iterator[Operation]):
 class ReadBackVerifier:
     """Digests of what a connection of its own reads back: for servers without a control API."""
 
-    algorithm = "blake3"
+    algorithm = "xxh3-128"
 
     def __init__(self, client: Client) -> None:
         """Take over a connection."""
