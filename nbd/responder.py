@@ -128,7 +128,9 @@ class Responder:
         To be called from a signal handler in the thread that runs `run`; may be called again. It limits the socket's
         waits and raises nothing: an exception might come when data are received and not yet taken note of.
         """
-        self._stopping = True
+        if not self._stopping:
+            self._stopping = True
+            self._stop_at = time.monotonic() + STOP_LIMIT
         self._limit_waits(STOP_IDLE if self._idle and not self._queued() else STOP_QUIET)
 
     def run(self) -> str:
@@ -290,7 +292,6 @@ class Responder:
         """Carry out what was sent before the stop was noticed, refuse what comes later, and come to an end."""
         if self._grace is None:
             self._grace = REQUEST.size + self._queued()
-            self._stop_at = time.monotonic() + STOP_LIMIT
         self._limit_waits(STOP_QUIET)
         if time.monotonic() > self._stop_at:
             raise Hangup(STOPPED)
@@ -298,10 +299,13 @@ class Responder:
         return Error.ESHUTDOWN if self._grace < 0 else 0
 
     def _limit_waits(self, seconds: float) -> None:
-        """Let every wait for the client that lasts this long end in `BlockingIOError`."""
+        """Let every wait for the client end in `BlockingIOError` that lasts this long, or past the time to stop.
+
+        A signal begins a wait anew, so that a limit alone would never be reached where signals come more often.
+        """
+        seconds = max(min(seconds, self._stop_at - time.monotonic()), STOP_IDLE)
         limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        limit = struct.pack("ll", int(STOP_QUIET), 0)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     # --- Bulk data ---
