@@ -52,10 +52,10 @@ def cut(extents: Iterable[Extent], start: int, end: int) -> Iterator[Piece]:
         data_start, data_end = max(data_start, start), min(data_end, end)
         if data_start >= data_end:
             continue
-        yield from _split(position, data_start, ZERO_UNIT, Kind.ZERO)
-        yield from _split(data_start, data_end, UNIT, Kind.DATA)
+        yield from split(position, data_start, ZERO_UNIT, Kind.ZERO)
+        yield from split(data_start, data_end, UNIT, Kind.DATA)
         position = data_end
-    yield from _split(position, end, ZERO_UNIT, Kind.ZERO)
+    yield from split(position, end, ZERO_UNIT, Kind.ZERO)
 
 
 def _data(extents: Iterable[Extent]) -> Iterator[tuple[int, int]]:
@@ -74,7 +74,8 @@ def _data(extents: Iterable[Extent]) -> Iterator[tuple[int, int]]:
     yield pending
 
 
-def _split(start: int, end: int, unit: int, kind: Kind) -> Iterator[Piece]:
+def split(start: int, end: int, unit: int, kind: Kind) -> Iterator[Piece]:
+    """A range as pieces that end at multiples of `unit`."""
     while start < end:
         stop = min((start // unit + 1) * unit, end)
         yield Piece(start, stop - start, kind)

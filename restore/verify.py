@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Self
 
-from restore.plan import UNIT, Kind, Piece
+from restore.plan import UNIT, Kind, Piece, split
 from restore.source import Source
 from restore.target import Target, Verifier
 from targetmode.disks.media import zero_digest
@@ -141,12 +141,9 @@ class Verification:
         ]
 
     async def _narrow(self, verifier: Verifier, different: Sequence[Piece]) -> list[Piece]:
-        """Say more exactly where long pieces differ."""
-        exact = [piece for piece in different if piece.length <= UNIT]
+        """Say more exactly, to the `UNIT` that it lies in, what differs."""
+        exact: list[Piece] = []
         for piece in different:
-            if piece.length > UNIT:
-                end = piece.offset + piece.length
-                starts = range(piece.offset, end, UNIT)
-                parts = [Piece(start, min(UNIT, end - start), piece.kind) for start in starts]
-                exact += await self._compare(verifier, parts)
+            parts = list(split(piece.offset, piece.offset + piece.length, UNIT, piece.kind))
+            exact += parts if len(parts) == 1 else await self._compare(verifier, parts)
         return exact
