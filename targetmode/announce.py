@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import shlex
 import socket
 import sys
 import time
@@ -10,18 +13,20 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from nbd.uri import NBDURI
-from targetmode.disks.text import format_size
+from targetmode.disks.text import format_size, printable
 from targetmode.offer import Export, Offer
 from targetmode.session import Event
 
 
 class Announcer:
-    """Prints events as they come."""
+    """Prints events as they come; when nobody reads them any more, it falls silent."""
 
     def __init__(self, *, as_json: bool, stream: TextIO = sys.stdout) -> None:
         """Print to `stream`."""
         self._json = as_json
         self._stream = stream
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # paths and labels may have letters that its encoding has not
 
     def event(self, event: Event) -> None:
         """Print one event of the session."""
@@ -39,7 +44,8 @@ class Announcer:
         for disk in offer.disks:
             exports = disk.exports()
             held = disk.contents()
-            facts = [format_size(disk.size), disk.model, disk.serial and f"serial {disk.serial}", f"from {disk.path}"]
+            origin = f"from {printable(str(disk.path))}"
+            facts = [format_size(disk.size), disk.model, disk.serial and f"serial {disk.serial}", origin]
             self._print(f"\n{disk.name}   {', '.join(fact for fact in facts if fact)}")
             self._print(f"     {'read-only; ' if disk.read_only else ''}{held if held else 'unreadable'}")
             for export in exports:
@@ -57,7 +63,11 @@ class Announcer:
             self._print(text)
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        try:
+            print(text, file=self._stream, flush=True)
+        except OSError:  # a pipe whose reader has gone, a terminal that was closed; the disks are served all the same
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
 def export_facts(export: Export, uris: Sequence[NBDURI]) -> dict[str, Any]:
@@ -105,13 +115,13 @@ def own_address(family: int) -> str:
 
 
 def _to_paste(export: Export, uri: NBDURI, read_only: bool) -> list[str]:
-    text = f"'{uri}'" if uri.socket is not None else str(uri)
+    text, name = shlex.quote(str(uri)), shlex.quote(export.name)
     lines = [] if read_only else [f"asr restore --source IMAGE --target {text} --erase"]
     lines += [f"nbdinfo {text}", f"qemu-img info {text}"]
     if uri.socket is not None:
-        lines.append(f"nbd-client -unix {uri.socket} /dev/nbd0 -name {export.name}")
+        lines.append(f"nbd-client -unix {shlex.quote(uri.socket)} /dev/nbd0 -name {name}")
     else:
-        lines.append(f"nbd-client {uri.host} {uri.port} /dev/nbd0 -name {export.name}")
+        lines.append(f"nbd-client {shlex.quote(uri.host)} {uri.port} /dev/nbd0 -name {name}")
     return lines
 
 

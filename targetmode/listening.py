@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
 import stat
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,16 @@ _BACKLOG: Final = 128
 
 
 class ListenError(Exception):
-    """An address cannot be listened on; `str()` is one line that says which and why."""
+    """An address cannot be listened on; `str()` is one line that says which and why.
+
+    Attributes:
+        taken: somebody else listens there.
+    """
+
+    def __init__(self, message: str, *, taken: bool = False) -> None:
+        """Say `message`."""
+        super().__init__(message)
+        self.taken = taken
 
 
 def parse_address(text: str, default_port: int) -> tuple[str, int]:
@@ -63,6 +72,8 @@ def listen_tcp(host: str, port: int) -> list[socket.socket]:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise ListenError(f"cannot listen on {host}: {error.strerror}") from None
+    except UnicodeError:
+        raise ListenError(f"cannot listen on {host}: no host can have that name") from None
     sockets: list[socket.socket] = []
     for family, _, _, _, address in dict.fromkeys(infos):
         if port == 0 and sockets:
@@ -78,11 +89,12 @@ def listen_tcp(host: str, port: int) -> list[socket.socket]:
         except OSError as error:
             if sock is not None:
                 sock.close()
-            if family == socket.AF_INET6 and len(infos) > 1:
+            taken = error.errno == errno.EADDRINUSE
+            if family == socket.AF_INET6 and len(infos) > 1 and not taken:
                 continue  # a name like localhost on a machine without IPv6
             for other in sockets:
                 other.close()
-            raise ListenError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+            raise ListenError(f"cannot listen on {host}:{port}: {error.strerror}", taken=taken) from None
         sockets.append(sock)
     if not sockets:
         raise ListenError(f"cannot listen on {host}:{port}: no such address on this machine")
@@ -95,39 +107,58 @@ def listen_unix(path: str) -> socket.socket:
     Raises:
         ListenError: something else is there, or a server that lives.
     """
-    place = Path(path)
-    with suppress(OSError):
-        if stat.S_ISSOCK(place.lstat().st_mode):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                if probe.connect_ex(path) == 0:
-                    raise ListenError(f"cannot listen on {path}: another server does")
-            place.unlink()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:
+        if _is_left_behind(path):
+            Path(path).unlink()
         sock.bind(path)
         sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
-        raise ListenError(f"cannot listen on {path}: {error.strerror}") from None
+        if error.errno == errno.EADDRINUSE:
+            raise ListenError(f"cannot listen on {path}: a server or a file is there already", taken=True) from None
+        raise ListenError(f"cannot listen on {path}: {error.strerror or error}") from None
     finally:
         os.umask(mask)
     return sock
+
+
+def _is_left_behind(path: str) -> bool:
+    """Whether there is a Unix socket that nobody listens on; one that does not answer for another reason is not it."""
+    try:
+        if not stat.S_ISSOCK(Path(path).lstat().st_mode):
+            return False
+    except FileNotFoundError:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a server with a full backlog lives, too
+        return probe.connect_ex(path) == errno.ECONNREFUSED
 
 
 def activated_sockets() -> list[socket.socket]:
     """The sockets that systemd, or another parent in its manner, has handed over (sd_listen_fds(3)); often none.
 
     The variables are removed from the environment, so that no child takes them for its own.
+
+    Raises:
+        ListenError: something else than listening stream sockets was handed over.
     """
     pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     os.environ.pop("LISTEN_FDNAMES", None)
-    if pid != str(os.getpid()) or not count.isdigit():
+    if pid != str(os.getpid()) or not (count.isascii() and count.isdigit()):
         return []
     sockets = []
     for fd in range(_FIRST_ACTIVATED, _FIRST_ACTIVATED + int(count)):
-        os.set_inheritable(fd, False)
-        sockets.append(socket.socket(fileno=fd))
+        try:
+            os.set_inheritable(fd, False)
+            sock = socket.socket(fileno=fd)
+        except OSError as error:
+            raise ListenError(f"descriptor {fd}, which was handed over to listen on: {error.strerror}") from None
+        sockets.append(sock)
+        known = sock.family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+        if not (known and sock.type == socket.SOCK_STREAM and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
+            raise ListenError(f"descriptor {fd}, which was handed over, does not listen for TCP or Unix connections")
     return sockets
 
 

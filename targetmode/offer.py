@@ -137,13 +137,15 @@ class Offer:
 
         Raises:
             PreflightError: one may not be offered.
-            OfferError: two would have the same name.
+            OfferError: two would have the same name, or one a name that no export can have.
         """
         disks: list[OfferedDisk] = []
         try:
             for path in paths:
                 disk = OfferedDisk(claim(path, read_only=read_only))
                 disks.append(disk)
+                if not disk.name.isprintable():  # nor is what is not UTF-8
+                    raise OfferError(f"{path}: its name cannot be an export's; give it one of printable characters")
                 if disk.name in (other.name for other in disks[:-1]):
                     raise OfferError(f"{path}: another disk is called {disk.name} too; serve them separately")
         except BaseException:

@@ -8,6 +8,7 @@ import queue
 import random
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -15,8 +16,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from tests.support import wait_until
 
@@ -24,6 +26,15 @@ Event = dict[str, Any]
 
 ENGINES: Final = ("builtin", "nbdkit")
 TARGETMODE: Final = (sys.executable, "-m", "targetmode.cli")
+SHAPES: Final = {
+    "ready": {"session", "name", "control", "exports"},
+    "connect": {"export", "peer"},
+    "disconnect": {"export", "peer", "reason", "read", "written"},
+    "flush": {"export", "peer"},
+    "error": {"export", "peer", "command", "offset", "length", "message"},
+    "rejected": {"export", "peer", "reason"},
+    "stopped": {"export", "safe"},
+}
 ROOT: Final = Path(__file__).resolve().parent.parent
 
 
@@ -61,12 +72,14 @@ class Serving:
         process: its main process.
         ready: the `ready` event.
         events: every event so far, in order.
+        stopped: `stop` was called.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], errors: Path) -> None:
         """Wait until it is ready."""
         self.process = process
         self.events: list[Event] = []
+        self.stopped = False
         self._errors = errors
         self._queue: queue.Queue[Event | None] = queue.Queue()
         self._thread = threading.Thread(target=self._pump, daemon=True)
@@ -84,6 +97,16 @@ class Serving:
             assert event is not None, f"ended before {kind}: {self.events} {self.errors}"
             if event["event"] == kind and values.items() <= event.items():
                 return event
+
+    def check(self) -> None:
+        """Every event has what one of its kind has to have, and nothing else."""
+        for event in self.events:
+            kind, keys = event["event"], event.keys() - {"event", "time"}
+            assert keys == SHAPES[kind] or (kind == "stopped" and keys == {*SHAPES[kind], "message"}), event
+            assert datetime.fromisoformat(event["time"]).tzinfo is not None
+            for counter in ("read", "written", "offset", "length"):
+                assert type(event.get(counter, 0)) is int, event
+                assert event.get(counter, 0) >= 0, event
 
     @property
     def errors(self) -> str:
@@ -116,6 +139,7 @@ class Serving:
 
     def stop(self, number: int | None = signal.SIGTERM, seconds: float = 15) -> int:
         """End it by a signal, or wait until it ends by itself; its exit status. Every event is in `events` then."""
+        self.stopped = True
         if number is not None and self.process.poll() is None:
             self.process.send_signal(number)
         status = self.process.wait(seconds)
@@ -164,8 +188,8 @@ def serving(
         environment: what to add to the environment.
         prefix: a command that runs it.
         errors: a file for its standard error.
-        clean: it has to be alive at the end of the block, to exit with 0 on SIGTERM, to have said of every disk that it
-            is safe to disconnect, and nothing on standard error.
+        clean: it has to live until it is told to stop, to exit with 0, to have said of every disk that it is safe to
+            disconnect, and nothing on standard error.
     """
     command = [*prefix, *TARGETMODE, "serve", "--json", "--engine", engine, *options, "--", *disks]
     with errors.open("wb") as stderr:
@@ -184,9 +208,12 @@ def serving(
         yield server
         started = server.descendants()
         if clean:
-            assert process.poll() is None, f"it ended by itself: {process.returncode} {server.events} {server.errors}"
-            assert server.stop() == 0, server.errors
+            if not server.stopped:
+                assert process.poll() is None, f"ended by itself: {process.returncode} {server.events} {server.errors}"
+                server.stop()
+            assert process.returncode == 0, server.errors
             assert server.errors == ""
+            server.check()
             stopped = [event for event in server.events if event["event"] == "stopped"]
             assert [event["safe"] for event in stopped] == [True] * len(disks)
     finally:
@@ -233,6 +260,61 @@ def pattern(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-def raw_connection(server: Serving, timeout: float = 10) -> socket.socket:
-    """A connection that has said nothing yet."""
-    return socket.create_connection(("127.0.0.1", server.port), timeout)
+class RawClient:
+    """A client that sends what the test says when it says so: simple replies, an export by EXPORT_NAME.
+
+    Attributes:
+        sock: its connection.
+        size: of the export, in bytes.
+    """
+
+    def __init__(self, server: Serving, export: str = "", timeout: float = 10) -> None:
+        """Connect to the server's IPv4 address, and open an export."""
+        self.sock = socket.create_connection(("127.0.0.1", server.port), timeout)
+        try:
+            self.take(18)
+            name = export.encode()
+            self.sock.sendall(struct.pack(">I8sII", 3, b"IHAVEOPT", 1, len(name)) + name)
+            self.size = int.from_bytes(self.take(10)[:8], "big")
+        except BaseException:
+            self.sock.close()
+            raise
+
+    def send(self, command: int, offset: int = 0, length: int = 0, payload: bytes = b"", cookie: int = 1) -> None:
+        """Send a request with as much of its payload as is given."""
+        self.sock.sendall(struct.pack(">IHHQQI", 0x25609513, 0, command, cookie, offset, length) + payload)
+
+    def reply(self) -> int:
+        """The error number of the next simple reply."""
+        magic, error, _ = struct.unpack(">IIQ", self.take(16))
+        assert magic == 0x67446698
+        return int(error)
+
+    def write(self, offset: int, data: bytes) -> int:
+        """Write; the reply's error number."""
+        self.send(1, offset, len(data), data)
+        return self.reply()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read."""
+        self.send(0, offset, length)
+        assert self.reply() == 0
+        return self.take(length)
+
+    def take(self, length: int) -> bytes:
+        """Exactly so many bytes from the server."""
+        data = b""
+        while len(data) < length:
+            piece = self.sock.recv(length - len(data))
+            if not piece:
+                raise ConnectionError("the server hung up")
+            data += piece
+        return data
+
+    def __enter__(self) -> Self:
+        """Use as a context manager."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Hang up."""
+        self.sock.close()
