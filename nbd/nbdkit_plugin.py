@@ -5,7 +5,8 @@
 - `exports`: path of a JSON list of exports, each with `name`, `description`, `path`, `start`, `size`, `read_only`,
   `disk` and `whole`; read anew for each connection, since a restore changes the partitions;
 - `locks`: the directory of the writers' locks;
-- `events`: descriptor of a datagram socket on which one JSON object is sent for each event.
+- `events`: descriptor of a datagram socket on which one JSON object is sent for each event;
+- `counters`: descriptor of a file that is shared memory, two 64-bit integers for each connection: bytes read, written.
 
 nbdkit runs this in its own interpreter, so it imports nothing but the standard library and the backend's two modules.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import socket
 import sys
@@ -37,7 +39,11 @@ _lock = threading.Lock()
 
 
 class _Handle:
-    """One connection: its export's backend, its place among the writers, what it has moved so far."""
+    """One connection: its export's backend, its place among the writers and the counters.
+
+    Attributes:
+        dirty: something may have been written since the client's last flush.
+    """
 
     def __init__(self, export: dict[str, Any], read_only: bool) -> None:
         self.export = export
@@ -49,11 +55,34 @@ class _Handle:
             start=export["start"],
             size=export["size"],
         )
+        self.counters: memoryview = _config["shared"]
         with _lock:
-            self.slot = next(number for number in range(1 << 16) if number not in _slots)
+            self.slot = next(number for number in range(len(self.counters) // 2) if number not in _slots)
             _slots.add(self.slot)
+            self.counters[2 * self.slot] = self.counters[2 * self.slot + 1] = 0
         self.writer = WriterLock(_config["locks"], export["disk"], whole=export["whole"], who="another nbdkit client")
-        self.read = self.written = 0
+        self.dirty = False
+
+    def count(self, *, read: int = 0, written: int = 0) -> None:
+        """Count bytes that were moved; requests of one connection run at the same time."""
+        with _lock:
+            self.counters[2 * self.slot] += read
+            self.counters[2 * self.slot + 1] += written
+
+    def leave(self) -> None:
+        """Flush what the client may not have flushed, which a failure is told of, and give everything back."""
+        try:
+            if self.dirty:
+                self.attempt("FLUSH", 0, 0, self.backend.flush)
+        except OSError as error:
+            nbdkit.debug(f"nobody left to tell of it: {error}")
+        finally:
+            self.writer.release()
+            self.backend.close()
+            read, written = self.counters[2 * self.slot : 2 * self.slot + 2]
+            self.tell("disconnect", reason="disconnected", read=read, written=written)
+            with _lock:
+                _slots.discard(self.slot)
 
     def tell(self, event: str, **values: Any) -> None:
         """Send an event to the process that started nbdkit; one that is gone is no reason to fail."""
@@ -83,6 +112,7 @@ class _Handle:
         blocker = self.writer.acquire()
         if blocker is not None:
             raise OSError(errno.EPERM, f"{self.export['name']} overlaps what is being written by {blocker}")
+        self.dirty = True
 
 
 def config(key: str, value: str) -> None:
@@ -91,6 +121,7 @@ def config(key: str, value: str) -> None:
         raise RuntimeError(f"unknown parameter {key}")
     _config.update(json.loads(Path(value).read_text()))
     _config["socket"] = socket.socket(fileno=_config["events"])
+    _config["shared"] = memoryview(mmap.mmap(_config["counters"], 0)).cast("Q")
 
 
 def thread_model() -> int:
@@ -128,14 +159,8 @@ def open(readonly: bool) -> _Handle:  # noqa: A001
 
 
 def close(h: _Handle) -> None:
-    """A connection is over; what it wrote is flushed, since its client may not have done so."""
-    if h.written:
-        h.attempt("FLUSH", 0, 0, h.backend.flush)
-    h.writer.release()
-    h.backend.close()
-    h.tell("disconnect", reason="disconnected", read=h.read, written=h.written)
-    with _lock:
-        _slots.discard(h.slot)
+    """A connection is over."""
+    h.leave()
 
 
 def export_description(h: _Handle) -> str:
@@ -210,7 +235,7 @@ def pread(h: _Handle, buf: Any, offset: int, flags: int) -> None:
     """Fill `buf` from `offset`."""
     view = memoryview(buf)
     h.attempt("READ", offset, len(view), lambda: h.backend.read_into(view, offset))
-    h.read += len(view)
+    h.count(read=len(view))
 
 
 def pwrite(h: _Handle, buf: Any, offset: int, flags: int) -> None:
@@ -221,7 +246,7 @@ def pwrite(h: _Handle, buf: Any, offset: int, flags: int) -> None:
         h.backend.write(buf, offset, fua=bool(flags & nbdkit.FLAG_FUA))
 
     h.attempt("WRITE", offset, len(buf), action)
-    h.written += len(buf)
+    h.count(written=len(buf))
 
 
 def flush(h: _Handle, flags: int) -> None:
@@ -254,7 +279,7 @@ def zero(h: _Handle, count: int, offset: int, flags: int) -> None:
         )
 
     h.attempt("WRITE_ZEROES", offset, count, action)
-    h.written += count
+    h.count(written=count)
 
 
 def cache(h: _Handle, count: int, offset: int, flags: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import socket
 from typing import Any
 
@@ -92,7 +93,7 @@ class ConnectionSession:
     def opened(self, ready: Ready) -> None:
         """Tell of a client that got through the handshake."""
         self._opened = True
-        self._tell("connect", peer=self._peer)
+        self._tell("connect", peer=self._peer, pid=os.getpid())
 
     def begin_writing(self) -> str | None:
         """Take a place among the disk's writers; a text refuses it."""

@@ -56,10 +56,11 @@ class ControlServer:
 
     def _describe(self) -> list[api.ExportDescription]:
         described = []
+        exports = self._session.offer.exports()
         for disk in self._session.offer.disks:
             contents = disk.contents()
             parts = {p.partition.number: p for p in contents.partitions} if contents else {}
-            for export in disk.exports():
+            for export in (export for export in exports if export.disk is disk):
                 if export.number is None:
                     text = str(contents) if contents else "unreadable"
                 else:
@@ -81,6 +82,8 @@ class ControlServer:
                 asked = api.DigestRequest.from_json(await request.json(), export.size)
         except (api.MessageError, ValueError) as error:
             return _refusal(400, str(error))
+        except RecursionError:
+            return _refusal(400, "the body is nested too deeply")
         except TimeoutError:
             return _refusal(408, f"the body did not come within {BODY_TIMEOUT:g} seconds")
         response = web.StreamResponse(headers={"Content-Type": "application/jsonl"})

@@ -7,6 +7,7 @@ event loop.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import mmap
@@ -15,18 +16,22 @@ import shutil
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from nbd.responder import STOP_LIMIT
 from nbd.server import Server, die_with_parent
 from targetmode.connection import ConnectionSession
 from targetmode.offer import Offer
 
 _PLUGIN: Final = Path(__file__).resolve().parent.parent / "nbd" / "nbdkit_plugin.py"
 _FIRST_ACTIVATED: Final = 3  # sd_listen_fds(3): descriptors that a service is handed begin here
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_NUDGE: Final = 0.2  # seconds between reminders to connections that were left behind
 
 
 class EngineError(Exception):
@@ -40,7 +45,8 @@ class Wiring:
     Attributes:
         offer: the disks.
         listeners: sockets that listen.
-        counters: shared memory for `2 * max_connections` 64-bit integers.
+        counters: shared memory of 64-bit integers, two for each slot.
+        counters_fd: the file that `counters` is mapped from.
         events: where events are sent.
         directory: private to this run; the writers' locks, and what nbdkit is told, are in it.
         contexts: informational metadata contexts.
@@ -50,6 +56,7 @@ class Wiring:
     offer: Offer
     listeners: Sequence[socket.socket]
     counters: mmap.mmap
+    counters_fd: int
     events: socket.socket
     directory: Path
     contexts: tuple[str, ...]
@@ -98,16 +105,17 @@ def start_nbdkit(wiring: Wiring) -> int:
 
     def run() -> int:
         # Out of the way of the places where the sockets have to be, and inheritable.
-        events, log, *sockets = (
+        events, counters, log, *sockets = (
             fcntl.fcntl(fd, fcntl.F_DUPFD, 64)
             for fd in (
                 wiring.events.fileno(),
+                wiring.counters_fd,
                 os.open(log_file(wiring), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
                 *(listener.fileno() for listener in wiring.listeners),
             )
         )
-        settings = {"exports": str(_exports_file(wiring)), "locks": str(wiring.directory), "events": events}
-        config.write_text(json.dumps(settings))
+        places = {"exports": str(_exports_file(wiring)), "locks": str(wiring.directory)}
+        config.write_text(json.dumps({**places, "events": events, "counters": counters}))
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(log, 2)
         for place, fd in enumerate(sockets, _FIRST_ACTIVATED):
@@ -148,6 +156,30 @@ def tell_nbdkit(wiring: Wiring) -> None:
 def log_file(wiring: Wiring) -> Path:
     """Where nbdkit writes what it has to say."""
     return wiring.directory / "nbdkit.log"
+
+
+def adopt_orphans() -> frozenset[int]:
+    """Become the parent of connections' processes whose own parent dies, so that they can be waited for.
+
+    Returns:
+        The children that there are already, which are somebody else's business.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    return _children()
+
+
+def wait_for_orphans(strangers: frozenset[int]) -> None:
+    """Wait until no child is left but `strangers`; they have been told to end when their parent died, and are again."""
+    deadline = time.monotonic() + STOP_LIMIT + 2
+    while left := [pid for pid in _children() - strangers if not os.waitpid(pid, os.WNOHANG)[0]]:
+        for pid in left:
+            os.kill(pid, signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL)
+        time.sleep(_NUDGE)
+
+
+def _children() -> frozenset[int]:
+    files = Path("/proc/self/task").glob("*/children")
+    return frozenset(int(pid) for file in files for pid in file.read_text().split())
 
 
 def _exports_file(wiring: Wiring) -> Path:

@@ -21,7 +21,16 @@ from nbd.wire import DEFAULT_PORT
 from targetmode import api
 from targetmode.announce import Announcer, export_facts, reachable_uris
 from targetmode.disks.preflight import PreflightError
-from targetmode.engine import EngineError, Wiring, log_file, start_builtin, start_nbdkit, tell_nbdkit
+from targetmode.engine import (
+    EngineError,
+    Wiring,
+    adopt_orphans,
+    log_file,
+    start_builtin,
+    start_nbdkit,
+    tell_nbdkit,
+    wait_for_orphans,
+)
 from targetmode.listening import ListenError, activated_sockets, free_of_consent, listen_tcp, listen_unix
 from targetmode.offer import Offer, OfferError
 from targetmode.session import Event, Session
@@ -66,11 +75,7 @@ def serve(options: Options) -> int:
         try:
             offer = Offer.claim(options.disks, read_only=options.read_only)
             stack.callback(offer.close)
-            listeners, activated = _listen(options)
-            for listener in listeners:
-                stack.enter_context(listener)
-            if options.socket is not None:
-                stack.callback(Path(options.socket).unlink, missing_ok=True)
+            listeners, activated = _listen(options, stack)
             controls = [] if activated and options.control == "default" else _listen_control(options, listeners)
             for control in controls:
                 stack.enter_context(control)
@@ -86,19 +91,22 @@ def serve(options: Options) -> int:
             return 1
 
 
-def _listen(options: Options) -> tuple[list[socket.socket], bool]:
-    """The sockets for NBD, and whether they were handed over."""
+def _listen(options: Options, stack: contextlib.ExitStack) -> tuple[list[socket.socket], bool]:
+    """The sockets for NBD, which `stack` closes, and whether they were handed over."""
     activated = activated_sockets()
     if activated:
-        return activated, True
-    sockets = [listen_unix(options.socket)] if options.socket is not None else []
+        return [stack.enter_context(sock) for sock in activated], True
+    sockets = []
+    if options.socket is not None:
+        sockets.append(stack.enter_context(listen_unix(options.socket)))
+        stack.callback(Path(options.socket).unlink, missing_ok=True)
     addresses = options.listen or ([] if sockets else [("127.0.0.1", DEFAULT_PORT), ("::1", DEFAULT_PORT)])
     for host, port in addresses:
         try:
-            sockets += listen_tcp(host, port)
-        except ListenError:
-            if options.listen or host != "::1":
-                raise  # a machine without IPv6 is no reason to fail by default
+            sockets += [stack.enter_context(sock) for sock in listen_tcp(host, port)]
+        except ListenError as error:
+            if options.listen or host != "::1" or error.taken:
+                raise  # a machine without IPv6 is no reason to fail by default; somebody else's server there is
     return sockets, False
 
 
@@ -134,14 +142,19 @@ def _run(
     stack: contextlib.ExitStack,
 ) -> int:
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="targetmode-")))
-    counters = mmap.mmap(-1, max(mmap.PAGESIZE, 16 * options.max_connections))
+    counters_fd = os.memfd_create("targetmode-counters")
+    stack.callback(os.close, counters_fd)
+    # Two for each slot, and room for as many connections that are over but still flush, which nbdkit does not count.
+    os.ftruncate(counters_fd, 8 * 2 * 2 * options.max_connections)
+    counters = mmap.mmap(counters_fd, 0)
     session = Session(offer, options.name, memoryview(counters).cast("Q"))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     stack.enter_context(ours)
     with theirs:
         port = controls[0].getsockname()[1] if controls else None
         contexts = () if port is None else api.ControlAddress(port, session.id).contexts()
-        wiring = Wiring(offer, listeners, counters, theirs, directory, contexts, options.max_connections)
+        wiring = Wiring(offer, listeners, counters, counters_fd, theirs, directory, contexts, options.max_connections)
+        strangers = adopt_orphans()
         # From before the fork until a handler is there, a signal to stop has to wait.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         pid = start_nbdkit(wiring) if options.nbdkit else start_builtin(wiring)
@@ -157,7 +170,7 @@ def _run(
         announcer.ready(offer, uris)
         facts = [export_facts(export, uris) for export in offer.exports()]
         session.publish("ready", session=session.id, name=session.name, control=port, exports=facts)
-        return asyncio.run(_Supervisor(options, session, announcer, wiring, pid, ours).run(controls))
+        return asyncio.run(_Supervisor(options, session, announcer, wiring, pid, strangers, ours).run(controls))
 
 
 class _Supervisor:
@@ -170,6 +183,7 @@ class _Supervisor:
         announcer: Announcer,
         wiring: Wiring,
         pid: int,
+        strangers: frozenset[int],
         events: socket.socket,
     ) -> None:
         self._options = options
@@ -177,6 +191,8 @@ class _Supervisor:
         self._announcer = announcer
         self._wiring = wiring
         self._pid = pid
+        self._engine = os.pidfd_open(pid)
+        self._strangers = strangers
         self._events = events
         self._asked = False
 
@@ -184,8 +200,7 @@ class _Supervisor:
         """Until the engine has ended; the exit status."""
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
-        watch = os.pidfd_open(self._pid)
-        loop.add_reader(watch, ended.set)
+        loop.add_reader(self._engine, ended.set)
         self._session.subscribe(self._react)
         self._session.listen(self._events, loop)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -198,20 +213,25 @@ class _Supervisor:
             control = ControlServer(self._session)
             await control.start(controls)
         await ended.wait()
-        loop.remove_reader(watch)
-        os.close(watch)
+        asked = self._asked
+        loop.remove_reader(self._engine)
+        _, status = os.waitpid(self._pid, 0)
+        await asyncio.to_thread(
+            wait_for_orphans, self._strangers
+        )  # of a listener that was killed; meanwhile their events are taken in
+        self._session.drain(self._events)
+        for client in list(self._session.connected.values()):
+            self._session.lost(client, "the server ended")
         if control is not None:
             await control.stop()
         loop.remove_reader(self._events.fileno())
-        self._session.drain(self._events)
-        _, status = os.waitpid(self._pid, 0)
-        return await asyncio.to_thread(self._finish, os.waitstatus_to_exitcode(status))
+        return await asyncio.to_thread(self._finish, None if asked else os.waitstatus_to_exitcode(status))
 
     def stop(self) -> None:
         """Have the engine end; the rest follows from that."""
         self._asked = True
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGTERM)
+            signal.pidfd_send_signal(self._engine, signal.SIGTERM)
 
     def _react(self, event: Event) -> None:
         if event["event"] != "disconnect":
@@ -221,10 +241,10 @@ class _Supervisor:
         if self._options.once and not self._session.connected:
             self.stop()
 
-    def _finish(self, code: int) -> int:
-        """Flush, and say of each disk whether it may be unplugged."""
+    def _finish(self, code: int | None) -> int:
+        """Flush, and say of each disk whether it may be unplugged; `code` is the engine's status if nobody asked it."""
         status = 0
-        if not self._asked:
+        if code is not None:
             status = 1
             log = log_file(self._wiring)
             said = log.read_text().strip().splitlines()[-1:] if log.exists() else []

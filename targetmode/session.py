@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import time
 import uuid
@@ -65,6 +66,8 @@ class Session:
     connected: dict[int, Connected] = field(default_factory=dict)
     totals: dict[str, Totals] = field(default_factory=dict)
     _listeners: list[Callable[[Event], None]] = field(default_factory=list)
+    _events: socket.socket | None = None
+    _loop: asyncio.AbstractEventLoop | None = None
 
     def subscribe(self, listener: Callable[[Event], None]) -> Callable[[], None]:
         """Have `listener` called with every event from now on; the function returned ends that."""
@@ -80,6 +83,7 @@ class Session:
     def listen(self, events: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         """Take in the connections' events from a datagram socket, as they come."""
         events.setblocking(False)
+        self._events, self._loop = events, loop
         loop.add_reader(events.fileno(), self.drain, events)
 
     def drain(self, events: socket.socket) -> None:
@@ -97,15 +101,47 @@ class Session:
         """Bytes that a connection has read and written so far."""
         return self.counters[2 * connection.slot], self.counters[2 * connection.slot + 1]
 
+    def lost(self, client: Connected, reason: str) -> None:
+        """A client's connection has ended without a word."""
+        if self.connected.get(client.slot) is client:
+            read, written = self.moved(client)
+            message = {"event": "disconnect", "slot": client.slot, "export": client.export}
+            self._take({**message, "reason": reason, "read": read, "written": written})
+
+    def _watch(self, client: Connected, pid: int) -> None:
+        """Notice the end of the process that serves a client, which a process that is killed does not tell of."""
+        assert self._loop is not None
+        try:
+            process = os.pidfd_open(pid)
+        except OSError:
+            self._loop.call_soon(self._ended, client, None)
+        else:
+            self._loop.add_reader(process, self._ended, client, process)
+
+    def _ended(self, client: Connected, process: int | None) -> None:
+        assert self._loop is not None
+        assert self._events is not None
+        if process is not None:
+            self._loop.remove_reader(process)
+            os.close(process)
+        self.drain(self._events)  # what it told before comes first
+        self.lost(client, "its process was killed")
+
     def _take(self, message: Event) -> None:
         kind, slot, export = message.pop("event"), message.pop("slot"), message["export"]
+        pid = message.pop("pid", None)
+        if kind == "rejected":
+            self.publish(kind, **message)
+            return
         totals = self.totals.setdefault(export, Totals())
         client = self.connected.get(slot)
         if client is not None:
             message.setdefault("peer", client.peer)
         if kind == "connect":
             totals.connections += 1
-            self.connected[slot] = Connected(message["peer"], export, time.time(), slot)
+            client = self.connected[slot] = Connected(message["peer"], export, time.time(), slot)
+            if pid is not None:
+                self._watch(client, pid)
         elif kind == "disconnect":
             totals.read += message["read"]
             totals.written += message["written"]
