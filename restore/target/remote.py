@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import mmap
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Final
@@ -16,11 +15,11 @@ from nbd.wire import Command, Rep, TransmissionFlag
 from restore.errors import Refused, RestoreError
 from restore.target import Verifier, zero_ranges
 from restore.target.control import ControlVerifier
+from restore.target.fitting import Fitting, blocks_around, read_any
 from targetmode import api
 from targetmode.disks.media import ALGORITHMS
 
 DEPTH: Final = 4  # requests in flight on each connection
-_ZEROES: Final = memoryview(mmap.mmap(-1, 1 << 20, prot=mmap.PROT_READ))
 
 
 class RemoteTarget:
@@ -74,20 +73,26 @@ class RemoteTarget:
         from targetmode.disks.contents import describe_contents  # only the question needs it
 
         client = self._clients[0]
-        return str(describe_contents(client.read, self.size, max(client.export.sizes.minimum, 512)))
+        sector = max(client.export.sizes.minimum, 512)
+        return str(describe_contents(lambda offset, length: read_any(client, offset, length), self.size, sector))
 
     def zeroes(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """What `base:allocation` says."""
-        return zero_ranges(self._clients[0].extents(offset, length), offset)
+        client = self._clients[0]
+        first, size = blocks_around(client, offset, length)
+        return zero_ranges(client.extents(first, size), first)
 
     def run(self, operations: Iterable[Operation], done: Callable[[Operation], None]) -> None:
         """Spread operations over the connections; the first failure ends them all."""
-        if not self._clients[0].export.flags & TransmissionFlag.SEND_WRITE_ZEROES:
-            operations, done = _without_write_zeroes(operations, done)
+        fitting = Fitting(self._clients[0].export, done)
+        self._spread(fitting.cut(operations), fitting.part_done)
+        fitting.patch(self._clients[0])
+
+    def _spread(self, operations: Iterator[Operation], done: Callable[[Operation], None]) -> None:
         if len(self._clients) == 1:
             self._clients[0].run(operations, depth=DEPTH, done=done)
             return
-        shared = _Shared(iter(operations))
+        shared = _Shared(operations)
         failures: list[BaseException] = []
 
         def work(client: Client) -> None:
@@ -157,32 +162,6 @@ class RemoteTarget:
         return f"; the server has: {', '.join(names) or 'no exports'}"
 
 
-def _without_write_zeroes(
-    operations: Iterable[Operation], done: Callable[[Operation], None]
-) -> tuple[Iterator[Operation], Callable[[Operation], None]]:
-    """The same operations for a server that has no WRITE_ZEROES, and what is to be told of each that succeeded."""
-    wholes: dict[int, tuple[Operation, list[int]]] = {}
-
-    def split() -> Iterator[Operation]:
-        for operation in operations:
-            if operation.command != Command.WRITE_ZEROES:
-                yield operation
-                continue
-            left = [operation.length]
-            for start in range(0, operation.length, len(_ZEROES)):
-                data = _ZEROES[: operation.length - start]
-                wholes[operation.offset + start] = (operation, left)
-                yield Operation(Command.WRITE, operation.offset + start, len(data), data=data)
-
-    def part_done(part: Operation) -> None:
-        operation, left = wholes.pop(part.offset, (part, [part.length]))
-        left[0] -= part.length
-        if not left[0]:
-            done(operation)
-
-    return split(), part_done
-
-
 class _Shared(Iterator[Operation]):
     """An iterator that several threads take from, and that can be ended early."""
 
@@ -222,11 +201,12 @@ class ReadBackVerifier:
 
     def _digest(self, offset: int, length: int) -> str:
         digest = ALGORITHMS[self.algorithm]()
-        buffer = memoryview(bytearray(length))
+        first, size = blocks_around(self._client, offset, length)
+        buffer = memoryview(bytearray(size))
         pieces = [
-            Operation(Command.READ, offset + at, len(buffer[at : at + self._most]), buffer=buffer[at : at + self._most])
-            for at in range(0, length, self._most)
+            Operation(Command.READ, first + at, len(buffer[at : at + self._most]), buffer=buffer[at : at + self._most])
+            for at in range(0, size, self._most)
         ]
         self._client.run(pieces)
-        digest.update(buffer)
+        digest.update(buffer[offset - first :][:length])
         return str(digest.hexdigest())
