@@ -10,8 +10,9 @@ from pathlib import Path
 from nbd.backend import FileBackend, measure
 from targetmode.disks.contents import Contents, describe_contents
 from targetmode.disks.inventory import inspect
+from targetmode.disks.layout import fd_reader, partition_name
 from targetmode.disks.preflight import Claim, claim
-from targetmode.disks.table import fd_reader, partition_name, read_table
+from targetmode.disks.table import read_table
 from targetmode.disks.text import format_size
 
 

@@ -15,9 +15,9 @@ from nbd.errors import ConnectionLost
 from nbd.wire import Command
 from restore.errors import Refused
 from restore.target import Verifier, zero_ranges
+from targetmode.disks.layout import fd_reader
 from targetmode.disks.media import MediaReader
 from targetmode.disks.preflight import NotADisk, PreflightError, claim
-from targetmode.disks.table import fd_reader
 
 PIECE: Final = 1 << 20
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from targetmode.disks.layout import Partition, PartitionTable, Reader
 from targetmode.disks.signatures import Signature, identify
-from targetmode.disks.table import Partition, PartitionTable, Reader, read_table
+from targetmode.disks.table import read_table
 from targetmode.disks.text import format_size
 
 _MAX_LISTED = 12

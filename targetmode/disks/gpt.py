@@ -8,7 +8,7 @@ from typing import Any
 
 from construct import Bytes, Const, ConstructError, Int32ul, Int64ul, Struct
 
-from targetmode.disks.table import MAX_PARTITIONS, Partition, PartitionTable, Reader
+from targetmode.disks.layout import MAX_PARTITIONS, Partition, PartitionTable, Reader
 from targetmode.disks.text import decode
 
 MAX_ENTRIES_BYTES = 1 << 20

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from targetmode.disks.layout import fd_reader
 from targetmode.disks.machine import HERE, Machine, block_size_of
 from targetmode.disks.mounts import identity_of
 from targetmode.disks.preflight import CannotOpen, NotADisk
-from targetmode.disks.table import fd_reader
 from targetmode.disks.text import printable
 from targetmode.disks.uses import Survey, Use
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from construct import Array, Bytes, Const, ConstructError, Int8ul, Int32ul, Struct
 
+from targetmode.disks.layout import MAX_PARTITIONS, Partition, PartitionTable, Reader
 from targetmode.disks.probes.containers import lvm2
 from targetmode.disks.probes.dos import bitlocker, exfat, ntfs, vfat
 from targetmode.disks.probes.media import Media
-from targetmode.disks.table import MAX_PARTITIONS, Partition, PartitionTable, Reader
 
 MAX_LINKS = 100
 """How many extended boot records may follow one another without a logical partition, as in Linux."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from targetmode.disks.layout import Reader
 from targetmode.disks.probes import containers, dos, filesystems
 from targetmode.disks.probes.media import Media, Signature
-from targetmode.disks.table import Reader
 
 __all__ = ["Signature", "identify"]
 

@@ -6,7 +6,7 @@ import struct
 import uuid
 from dataclasses import dataclass
 
-from targetmode.disks.table import Reader
+from targetmode.disks.layout import Reader
 
 HEAD_SIZE = 72 * 1024
 """How much of the start of a disk is read at once, in bytes: up to and with btrfs's superblock, the furthest."""

@@ -2,8 +2,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from targetmode.disks.contents import Contents, PartitionContents, describe_contents
+from targetmode.disks.layout import Partition, PartitionTable
 from targetmode.disks.signatures import Signature
-from targetmode.disks.table import Partition, PartitionTable
 
 
 def describe(image: Path, sector_size: int = 512) -> Contents:

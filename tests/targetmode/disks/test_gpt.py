@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from targetmode.disks import gpt
-from targetmode.disks.table import Partition, PartitionTable, read_table
+from targetmode.disks.layout import Partition, PartitionTable
+from targetmode.disks.table import read_table
 
 ESP = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
 LINUX = "0fc63daf-8483-4772-8e79-3d69d8477de4"

@@ -146,6 +146,6 @@ def test_device_node_without_a_device(
 
 
 def test_importing_does_not_load_the_parsers() -> None:
-    code = "import sys; from targetmode.disks import inventory, preflight, table; print('construct' in sys.modules)"
+    code = "import sys; from targetmode.disks import inventory, layout, preflight; print('construct' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "False\n"

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from targetmode.disks.table import Partition, PartitionTable, read_table
+from targetmode.disks.layout import Partition, PartitionTable
+from targetmode.disks.table import read_table
 
 Record = tuple[int, int, int]
 """Type, starting LBA, size in sectors."""

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from targetmode.disks.table import fd_reader, partition_name, read_table
+from targetmode.disks.layout import fd_reader, partition_name
+from targetmode.disks.table import read_table
 
 
 @pytest.mark.parametrize(
