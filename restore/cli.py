@@ -166,7 +166,7 @@ _seconds = _checked("a number of seconds", 0.1, 86400, float)
 
 
 def _rate(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)", text.upper().removesuffix("B").removesuffix("I"))
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([KMGT]?)", text.upper().removesuffix("B").removesuffix("I"))
     value = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes per second, such as 100M")

@@ -1,0 +1,163 @@
+"""Any image, however its extents lie, is cut into pieces that cover it once; nothing that may differ is skipped."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbd.backend import Extent
+from nbd.client import Operation
+from nbd.connection import FileRange
+from nbd.wire import Command
+from restore.plan import GRAIN, UNIT, ZERO_UNIT, Kind, KnownZeroes, Piece, cut, operation, split, throttle
+from tests.support import examples
+
+MIB = 1 << 20
+
+lengths = st.one_of(
+    st.integers(1, 5000),
+    st.integers(1, 3 * MIB),
+    st.sampled_from([GRAIN - 1, GRAIN, GRAIN + 1, UNIT, 4096, 512, ZERO_UNIT, ZERO_UNIT + 1]),
+)
+images = st.lists(lengths, min_size=1, max_size=30).flatmap(
+    lambda sizes: st.sampled_from([0, 1]).map(lambda first: [(n, (i + first) % 2 == 0) for i, n in enumerate(sizes)])
+)
+
+
+def extents(image: list[tuple[int, bool]]) -> list[Extent]:
+    return [Extent(length, hole=hole, zero=hole) for length, hole in image]
+
+
+def data_ranges(image: list[tuple[int, bool]]) -> list[tuple[int, int]]:
+    position, ranges = 0, []
+    for length, hole in image:
+        if not hole:
+            ranges.append((position, position + length))
+        position += length
+    return ranges
+
+
+def check_covers(pieces: list[Piece], start: int, end: int) -> None:
+    """In order, without gaps or overlaps, each of them something."""
+    position = start
+    for piece in pieces:
+        assert piece.offset == position
+        assert piece.length > 0
+        position += piece.length
+    assert position == max(end, start)
+
+
+@given(images, st.sampled_from([0, MIB]), st.booleans())
+@examples(400)
+def test_cut(image: list[tuple[int, bool]], start: int, to_the_end: bool) -> None:
+    size = sum(length for length, _ in image)
+    end = size if to_the_end else min(size, MIB)
+    pieces = list(cut(extents(image), start, end))
+    check_covers(pieces, start, end)
+    for piece in pieces:
+        unit = UNIT if piece.kind is Kind.DATA else ZERO_UNIT
+        assert piece.kind in (Kind.DATA, Kind.ZERO)
+        assert piece.length <= unit
+        assert piece.offset // unit == (piece.offset + piece.length - 1) // unit  # cut at its multiples
+        assert piece.offset % GRAIN == 0
+        assert piece.offset + piece.length == end or (piece.offset + piece.length) % GRAIN == 0
+    zeroes = [(piece.offset, piece.offset + piece.length) for piece in pieces if piece.kind is Kind.ZERO]
+    for (zero_start, zero_end), (data_start, data_end) in itertools.product(zeroes, data_ranges(image)):
+        assert zero_end <= data_start or data_end <= zero_start, "data taken for zeroes"
+
+
+@given(images)
+@examples(200)
+def test_long_holes_are_no_data(image: list[tuple[int, bool]]) -> None:
+    """A byte that is further than a grain from any data is not sent."""
+    size = sum(length for length, _ in image)
+    ranges = data_ranges(image)
+    for piece in cut(extents(image), 0, size):
+        if piece.kind is Kind.DATA:
+            for grain in range(piece.offset, piece.offset + piece.length, GRAIN):
+                assert any(start < grain + GRAIN and grain < end for start, end in ranges)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3 * MIB), lengths), max_size=20),
+    st.lists(st.tuples(lengths, st.sampled_from([Kind.DATA, Kind.ZERO])), min_size=1, max_size=20),
+)
+@examples(400)
+def test_known_zeroes(gaps: list[tuple[int, int]], lengths: list[tuple[int, Kind]]) -> None:
+    position, known = 0, []
+    for gap, length in gaps:
+        known.append((position + gap, length))
+        position += gap + length
+    before, position = [], 0
+    for length, kind in lengths:
+        before.append(Piece(position, length, kind))
+        position += length
+    after = list(KnownZeroes(known).apply(before))
+    check_covers(after, 0, position)
+    assert [p for p in after if p.kind is Kind.DATA] == [p for p in before if p.kind is Kind.DATA]
+    for piece in after:
+        if piece.kind is Kind.ALREADY_ZERO:
+            assert any(o <= piece.offset and piece.offset + piece.length <= o + n for o, n in known)
+            assert any(o <= piece.offset and piece.offset + piece.length <= o + n for o, n in ranges_of(before))
+        elif piece.kind is Kind.ZERO:  # not zeroed without need, but for what is too small to be worth it
+            for offset, length in known:
+                overlap = min(piece.offset + piece.length, offset + length) - max(piece.offset, offset)
+                assert overlap <= 0 or length < GRAIN
+
+
+def ranges_of(pieces: list[Piece]) -> list[tuple[int, int]]:
+    return [(piece.offset, piece.length) for piece in pieces if piece.kind is Kind.ZERO]
+
+
+def test_too_many_known_zeroes_are_forgotten_not_guessed() -> None:
+    known = KnownZeroes((number * 2 * GRAIN, GRAIN) for number in range(60_000))
+    kinds = {p.offset: p.kind for p in known.apply([Piece(0, 60_000 * 2 * GRAIN, Kind.ZERO)])}
+    assert kinds[0] is Kind.ALREADY_ZERO
+    assert kinds[GRAIN] is Kind.ZERO
+    assert kinds[max(kinds)] is Kind.ZERO
+
+
+@given(st.integers(0, 10 * MIB), st.integers(0, 10 * MIB), st.sampled_from([512, UNIT, ZERO_UNIT]))
+@examples(100)
+def test_split(start: int, length: int, unit: int) -> None:
+    pieces = list(itertools.islice(split(start, start + length, unit, Kind.DATA), 3000))
+    if len(pieces) < 3000:
+        check_covers(pieces, start, start + length)
+    assert all(piece.length <= unit for piece in pieces)
+    assert all((piece.offset + piece.length) % unit == 0 for piece in pieces[:-1])
+
+
+class FakeSource:
+    name, size = "image", 10 * MIB
+
+    def extents(self) -> itertools.chain[Extent]:
+        return itertools.chain()
+
+    def payload(self, offset: int, length: int) -> FileRange:
+        return FileRange(99, offset)
+
+    def digest(self, algorithm: str, offset: int, length: int) -> str:
+        return ""
+
+    def close(self) -> None:
+        pass
+
+
+def test_operation() -> None:
+    source = FakeSource()
+    assert operation(Piece(5, 6, Kind.DATA), source) == Operation(Command.WRITE, 5, 6, data=FileRange(99, 5))
+    assert operation(Piece(5, 6, Kind.ZERO), source) == Operation(Command.WRITE_ZEROES, 5, 6)
+    assert operation(Piece(5, 6, Kind.ALREADY_ZERO), source) is None
+
+
+def test_throttle() -> None:
+    pieces = [Piece(number * MIB, MIB, Kind.DATA if number % 2 else Kind.ZERO) for number in range(9)]
+    started = time.monotonic()
+    assert list(throttle(pieces, 10 * MIB)) == pieces
+    assert 0.28 < time.monotonic() - started < 1  # four pieces of data, the first of them at once
+    started = time.monotonic()
+    assert list(throttle(pieces, None)) == pieces
+    assert time.monotonic() - started < 0.1
