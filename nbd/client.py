@@ -14,7 +14,7 @@ from typing import Final
 
 from nbd.backend import Extent
 from nbd.connection import TIMEOUT, Connection, FileRange
-from nbd.errors import ConnectionLost, RequestFailed
+from nbd.errors import ConnectionLost, OptionRefused, RequestFailed, Stalled
 from nbd.negotiation import ExportInfo
 from nbd.transmission import Pending
 from nbd.uri import NBDURI
@@ -23,9 +23,12 @@ from nbd.wire import BASE_ALLOCATION, Command, CommandFlag, StateFlag, Transmiss
 DEPTH: Final = 4  # requests in flight
 REFUSED_LIMIT: Final = 5.0  # seconds after which a server that refuses connections counts as gone for good
 UNFLUSHED_LIMIT: Final = 8 << 30  # bytes written before a flush is put in between
+UNFLUSHED_MEMORY: Final = 64 << 20  # the same, of bytes that are kept in memory until then
+FRUITLESS_LIMIT: Final = 10  # connections in a row that end before one reply; then the server counts as gone for good
 _PAUSES: Final = (0.05, 0.1, 0.2, 0.5)  # seconds between attempts to reconnect; the last one is repeated
 _MODIFYING: Final = frozenset({Command.WRITE, Command.WRITE_ZEROES, Command.TRIM})
-_STATUS_LIMIT: Final = (1 << 32) - (1 << 20)  # BLOCK_STATUS and WRITE_ZEROES carry a 32-bit length
+_ANSWERED_WITH_DATA: Final = frozenset({Command.READ, Command.BLOCK_STATUS})
+_LENGTH_LIMIT: Final = (1 << 32) - (1 << 20)  # BLOCK_STATUS, TRIM and WRITE_ZEROES carry a 32-bit length
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Operation:
         offset: first byte in the export.
         length: bytes.
         flags: command flags.
-        data: the payload of a WRITE.
+        data: the payload of a WRITE; memory has to stay as it is until the next flush, since it may be sent again.
         buffer: where the data of a READ go.
     """
 
@@ -82,7 +85,8 @@ class Client:
         self._notify = notify
         self._aborted = False
         self._unflushed: list[Operation] = []
-        self._unflushed_bytes = 0
+        self._unflushed_bytes = self._unflushed_memory = 0
+        self._fruitless = 0
         self._connection = Connection(uri, timeout=timeout, queries=queries)
         self.export: ExportInfo = self._connection.ready.export
 
@@ -105,17 +109,21 @@ class Client:
 
     def write(self, data: bytes | memoryview, offset: int, *, fua: bool = False) -> None:
         """Write `data` at `offset`, within the server's maximum payload; raises as `read`."""
-        view = memoryview(data)
+        view = memoryview(bytes(data))
         self.run([Operation(Command.WRITE, offset, len(view), CommandFlag.FUA if fua else 0, view)])
 
     def zero(self, offset: int, length: int, *, no_hole: bool = False, fast: bool = False) -> None:
         """Make a range read as zeroes; raises as `read`."""
         flags = (CommandFlag.NO_HOLE if no_hole else 0) | (CommandFlag.FAST_ZERO if fast else 0)
-        self.run([Operation(Command.WRITE_ZEROES, offset, length, flags)])
+        self._run_in_pieces(Command.WRITE_ZEROES, offset, length, flags)
 
     def trim(self, offset: int, length: int) -> None:
         """Say that a range's contents are not needed any more; raises as `read`."""
-        self.run([Operation(Command.TRIM, offset, length)])
+        self._run_in_pieces(Command.TRIM, offset, length)
+
+    def _run_in_pieces(self, command: Command, offset: int, length: int, flags: int = 0) -> None:
+        starts = range(offset, offset + length, _LENGTH_LIMIT)
+        self.run(Operation(command, at, min(offset + length - at, _LENGTH_LIMIT), flags) for at in starts)
 
     def flush(self) -> None:
         """Have everything written so far on stable storage; raises as `read`."""
@@ -125,7 +133,7 @@ class Client:
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """The runs that make up a range, in order; all data where the server does not tell. Raises as `read`."""
         while length:
-            piece = min(length, _STATUS_LIMIT)
+            piece = min(length, _LENGTH_LIMIT)
             if BASE_ALLOCATION not in self._connection.ready.contexts:
                 found = [(piece, 0)]
             else:
@@ -149,6 +157,8 @@ class Client:
     ) -> list[Pending]:
         """Carry out operations, several at a time, in any order; all of them are answered when this returns.
 
+        Those that touch the same bytes, one of them to change them, keep their order; a FLUSH covers all before it.
+
         Args:
             operations: taken one by one as there is room for them.
             depth: how many are in flight.
@@ -161,17 +171,25 @@ class Client:
             RequestFailed: the server could not; operations that were in flight then are answered, later ones not sent.
             PayloadError: the file behind a WRITE failed.
             ConnectionLost, ProtocolError: the connection is gone, and did not come back.
+            Stalled: the server is there but did nothing for the time allowed; it is not tried again.
         """
         work = _Work(iter(operations), done)
-        while True:
-            try:
-                return self._pump(work, depth)
-            except ConnectionLost as error:
-                if self._aborted:
-                    raise
-                self._reconnect(error)
-                work.resend(self._unflushed)
-                self._unflushed, self._unflushed_bytes = [], 0
+        try:
+            while True:
+                try:
+                    return self._pump(work, depth)
+                except ConnectionLost as error:
+                    self._fruitless += 1
+                    if self._aborted or isinstance(error, Stalled) or self._fruitless > FRUITLESS_LIMIT:
+                        raise
+                    if work.failure is not None:
+                        raise work.failure from error
+                    self._reconnect(error)
+                    work.resend(self._unflushed)
+                    self._forget_unflushed()
+        finally:
+            for operation in work.still_unflushed():
+                self._account(operation)
 
     def disconnect(self) -> None:
         """Leave in good order."""
@@ -188,17 +206,19 @@ class Client:
 
     def _pump(self, work: _Work, depth: int) -> list[Pending]:
         connection = self._connection
-        failure: RequestFailed | None = None
         last: list[Pending] = []
         while True:
-            while failure is None and len(work.in_flight) < depth:
-                flush_due = self._unflushed_bytes >= UNFLUSHED_LIMIT
+            while work.failure is None and len(work.in_flight) < depth:
+                flush_due = self._unflushed_bytes >= UNFLUSHED_LIMIT or self._unflushed_memory >= UNFLUSHED_MEMORY
                 if flush_due and work.in_flight:
                     break  # a flush covers what is answered, so the rest has to be answered first
                 item = _Item(Operation(Command.FLUSH, 0, 0), reported=True) if flush_due else work.next()
                 if item is None:
                     break
                 operation = item.operation
+                if any(_has_to_wait(operation, other.operation) for other in work.in_flight.values()):
+                    work.put_back(item)
+                    break
                 try:
                     cookie = connection.send(
                         operation.command,
@@ -213,13 +233,14 @@ class Client:
                     raise
                 work.in_flight[cookie] = item
             if not work.in_flight:
-                if failure is not None:
-                    raise failure
+                if work.failure is not None:
+                    raise work.failure
                 return last
             reply = connection.receive()
+            self._fruitless = 0
             item = work.in_flight.pop(reply.cookie)
             if reply.failure is not None:
-                failure = failure or reply.failure
+                work.failure = work.failure or reply.failure
                 continue
             self._account(item.operation)
             last = [reply]
@@ -229,8 +250,13 @@ class Client:
         if operation.command in _MODIFYING and self.export.flags & TransmissionFlag.SEND_FLUSH:
             self._unflushed.append(operation)
             self._unflushed_bytes += operation.length
+            if isinstance(operation.data, memoryview):
+                self._unflushed_memory += operation.length
         elif operation.command == Command.FLUSH:
-            self._unflushed, self._unflushed_bytes = [], 0
+            self._forget_unflushed()
+
+    def _forget_unflushed(self) -> None:
+        self._unflushed, self._unflushed_bytes, self._unflushed_memory = [], 0, 0
 
     def _reconnect(self, reason: ConnectionLost) -> None:
         """Connect again to the same export, or give up.
@@ -249,7 +275,7 @@ class Client:
                 raise reason
             try:
                 connection = Connection(self.uri, timeout=self._timeout, queries=self._queries)
-            except ConnectionLost as error:
+            except (ConnectionLost, OptionRefused) as error:
                 refused = isinstance(error.__cause__, ConnectionRefusedError | FileNotFoundError)
                 limit = min(REFUSED_LIMIT, self._timeout) if refused else self._timeout
                 if time.monotonic() - started > limit:
@@ -260,8 +286,24 @@ class Client:
                 connection.close()
                 raise ConnectionLost(f"{reason}; the export that is there now is a different one") from reason
             self._connection = connection
+            if self._aborted:  # meanwhile, by a thread that knew the old connection alone
+                connection.abort()
             self._notify(f"{self.uri}: connected again")
             return
+
+
+def _has_to_wait(later: Operation, earlier: Operation) -> bool:
+    """Whether an operation may be sent only when an earlier one is answered.
+
+    A server may change the order of what is in flight. And while a payload goes out nobody reads the replies: a server
+    that cannot get rid of the data it was asked for would not read the payload either.
+    """
+    if Command.FLUSH in (later.command, earlier.command):
+        return True
+    if later.command == Command.WRITE and earlier.command in _ANSWERED_WITH_DATA:
+        return True
+    apart = later.offset + later.length <= earlier.offset or earlier.offset + earlier.length <= later.offset
+    return not apart and (later.command in _MODIFYING or earlier.command in _MODIFYING)
 
 
 @dataclass(slots=True)
@@ -273,13 +315,19 @@ class _Item:
 
 
 class _Work:
-    """What one `run` has still to do: items to send again first, then new ones."""
+    """What one `run` has still to do: items to send again first, then new ones.
+
+    Attributes:
+        in_flight: items sent and not answered, by cookie.
+        failure: the first error that the server told; it outlives a reconnect.
+    """
 
     def __init__(self, operations: Iterator[Operation], done: Callable[[Operation], None]) -> None:
         self._operations = operations
         self._done = done
         self._again: deque[_Item] = deque()
         self.in_flight: dict[int, _Item] = {}
+        self.failure: RequestFailed | None = None
 
     def next(self) -> _Item | None:
         """The next item to send, None when there is none."""
@@ -297,6 +345,11 @@ class _Work:
         if not item.reported:
             item.reported = True
             self._done(item.operation)
+
+    def still_unflushed(self) -> list[Operation]:
+        """What succeeded once and was to be sent again, which has not happened."""
+        items = (*self.in_flight.values(), *self._again)
+        return [item.operation for item in items if item.reported and item.operation.command in _MODIFYING]
 
     def resend(self, unflushed: list[Operation]) -> None:
         """After a reconnect: all that was not flushed, then all that was in flight, in the order of the first time."""

@@ -6,6 +6,7 @@ Blocking, for one thread; `abort` alone may be called from another. What outlive
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import socket
@@ -22,6 +23,9 @@ from nbd.transmission import REQUEST, Pending, read_reply
 from nbd.uri import NBDURI
 from nbd.wire import Command
 
+_NETWORK: Final = frozenset(
+    {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.ENETRESET, errno.ENOTCONN}
+)
 TIMEOUT: Final = 60.0  # seconds without any movement after which the peer counts as gone
 
 
@@ -184,6 +188,8 @@ class Connection:
             except (ConnectionError, BlockingIOError, TimeoutError):
                 raise
             except OSError as error:
+                if error.errno in _NETWORK:
+                    raise
                 self.close()
                 raise PayloadError(f"reading the source at offset {position} failed: {error.strerror}") from None
             if count == 0:
@@ -200,7 +206,7 @@ class Connection:
 
     def _lost(self, error: OSError) -> ConnectionLost:
         self.close()
-        if isinstance(error, BlockingIOError):
+        if isinstance(error, BlockingIOError | TimeoutError):  # the latter where TCP has noticed it first
             return Stalled(f"{self.uri}: nothing moved for {self.timeout:g} seconds")
         return ConnectionLost(f"{self.uri}: {error.strerror or error}")
 
@@ -243,6 +249,8 @@ def open_socket(uri: NBDURI, timeout: float) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout * 1000))
     except OSError as error:
         raise ConnectionLost(f"{uri}: cannot connect: {error.strerror or error}") from error
+    except UnicodeError as error:
+        raise ConnectionLost(f"{uri}: cannot connect: this is not a host name") from error
     return sock
 
 
@@ -255,8 +263,12 @@ def run_handshake(sock: socket.socket, negotiation: ClientNegotiation, uri: NBDU
     deadline = time.monotonic() + timeout
     try:
         while negotiation.outcome is None:
-            sock.settimeout(max(deadline - time.monotonic(), 0.001))
-            sock.sendall(negotiation.bytes_to_send())
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            sock.settimeout(left)
+            if outgoing := negotiation.bytes_to_send():  # even an empty send fails when the server has said its last
+                sock.sendall(outgoing)
             data = sock.recv(negotiation.missing())
             if not data:
                 raise ConnectionLost(f"{uri}: the server closed the connection during the handshake")

@@ -247,7 +247,8 @@ def _negotiate(sock: socket.socket, session: Session, timeout: float) -> Ready |
         if left <= 0:
             raise TimeoutError
         sock.settimeout(left)
-        sock.sendall(negotiation.bytes_to_send())
+        if outgoing := negotiation.bytes_to_send():  # even an empty send fails when the client has said its last
+            sock.sendall(outgoing)
         if negotiation.outcome is not None:
             sock.settimeout(None)
             return negotiation.outcome

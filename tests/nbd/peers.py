@@ -8,7 +8,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,7 +137,7 @@ class RawClient:
         assert cookie == 0x1234
         return answer
 
-    def answer(self, asked: dict[int, tuple[int, int, int]]) -> tuple[int, Answer]:
+    def answer(self, asked: Mapping[int, tuple[int, int, int]]) -> tuple[int, Answer]:
         """The next answer, to any of the requests asked (cookie to command, offset and length)."""
         answer = Answer()
         magic = self.take(4)

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nbd import responder as responder_module
 from nbd import wire
 from nbd.backend import FileBackend
 from nbd.errors import ProtocolError
 from nbd.negotiation import BlockSizes, ExportInfo, Ready
 from nbd.responder import SMALL, Responder
 from nbd.wire import Command, CommandFlag, Error, ReplyType, TransmissionFlag
-from tests.nbd.peers import RawClient, random_bytes, request
+from tests.nbd.peers import Answer, RawClient, random_bytes, request
 from tests.support import loop_device, small_filesystem, wait_until
 
 MIB = 1 << 20
@@ -371,6 +372,39 @@ def test_block_status_is_bounded(serve: Serve, tmp_path: Path, monkeypatch: pyte
     assert it.client.ask(Command.BLOCK_STATUS, 5000, 10, flags=CommandFlag.REQ_ONE).extents == [(10, 3)]
 
 
+# --- Being stopped ---
+
+
+class Interrupted(socket.socket):
+    """A socket at which a signal arrives whenever data do."""
+
+    interrupt: Callable[[], None] | None = None
+
+    def recv_into(self, *arguments: Any) -> int:
+        count = super().recv_into(*arguments)
+        if count and self.interrupt is not None:
+            self.interrupt()
+        return count
+
+
+@pytest.mark.parametrize("length", [512, SMALL, BULK])
+def test_a_stop_at_the_moment_of_a_receive_loses_no_request(disk: Path, length: int) -> None:
+    near, far = socket.socketpair()
+    backend = FileBackend(os.open(disk, os.O_RDWR), read_only=False)
+    with near, Interrupted(fileno=far.detach()) as sock, closing(backend):
+        ready = Ready(ExportInfo("disk", backend.size, TransmissionFlag(0)), structured=False, contexts={})
+        responder = Responder(sock, backend, ready, Notes())
+        sock.interrupt = responder.stop
+        near.sendall(
+            request(Command.WRITE, 0, length, cookie=1) + b"x" * length + request(Command.READ, 0, 4, cookie=2)
+        )
+        assert responder.run() == "the server stopped"
+        client = RawClient(near)
+        asked = {1: (Command.WRITE, 0, length), 2: (Command.READ, 0, 4)}
+        assert client.answer(asked) == (1, Answer())
+        assert client.answer(asked) == (2, Answer(data=b"xxxx"))
+
+
 # --- Clients that go ---
 
 
@@ -446,10 +480,10 @@ def test_pipes_are_closed(disk: Path, descriptors: Callable[[], int]) -> None:
 def test_a_small_pipe_is_enough(serve: Serve, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the user's quota for pipes is used up."""
 
-    def fcntl(*_: object) -> int:
+    def refuse(*_: object) -> int:
         raise OSError(errno.EPERM, "quota")
 
-    monkeypatch.setattr(responder_module.fcntl, "fcntl", fcntl)
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
     it = serve()
     data = random_bytes(2 * MIB, seed=2)
     assert it.client.ask(Command.WRITE, 0, data=data).error == 0

@@ -432,7 +432,7 @@ def test_a_killed_connection_does_not_touch_the_others(server: Exporting) -> Non
         two = cleanup.enter_context(server.client()).go()
         one.send(Command.READ, 0, MIB)
         os.kill(victim, signal.SIGKILL)
-        with suppress(EOFError):
+        with suppress(EOFError, ConnectionError):
             one.take(2 * MIB)
         assert two.ask(Command.WRITE, 0, data=b"x" * MIB).error == 0
         with server.client() as three:
@@ -447,7 +447,7 @@ def test_clients_that_crash_leave_nothing_behind(server: Exporting) -> None:
         lambda client: client.send_option(Option.LIST),
         lambda client: client.go().send(Command.WRITE, 0, MIB),
         lambda client: client.go().sock.sendall(request(Command.WRITE, 0, MIB) + bytes(500_000)),
-        lambda client: [client.go()] + [client.send(Command.READ, 0, MIB) for _ in range(8)],
+        lambda client: client.go().sock.sendall(request(Command.READ, 0, MIB) * 8),
         lambda client: client.go().sock.sendall(b"x" * 100_000),
     ]
     for reset in (False, True):
