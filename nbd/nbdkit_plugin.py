@@ -13,10 +13,12 @@ nbdkit runs this in its own interpreter, so it imports nothing but the standard 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import mmap
 import os
+import signal
 import socket
 import sys
 import threading
@@ -32,6 +34,7 @@ from nbd.backend import FileBackend
 from nbd.writers import WriterLock
 
 API_VERSION = 2
+_PR_SET_PDEATHSIG = 1
 
 _config: dict[str, Any] = {}
 _slots: set[int] = set()
@@ -121,6 +124,8 @@ def config(key: str, value: str) -> None:
         raise RuntimeError(f"unknown parameter {key}")
     _config.update(json.loads(Path(value).read_text()))
     _config["socket"] = socket.socket(fileno=_config["events"])
+    # By default it is SIGTERM, upon which nbdkit waits until its clients have left.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     _config["shared"] = memoryview(mmap.mmap(_config["counters"], 0)).cast("Q")
 
 

@@ -123,7 +123,7 @@ def start_nbdkit(wiring: Wiring) -> int:
         environment = {**os.environ, "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(sockets))}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process says when
-        arguments = ["--exit-with-parent", "--filter=limit", "python", str(_PLUGIN), f"config={config}"]
+        arguments = ["--foreground", "--filter=limit", "python", str(_PLUGIN), f"config={config}"]
         os.execve(program, ["nbdkit", *arguments, f"limit={wiring.max_connections}"], environment)  # noqa: S606
 
     return _fork(run)

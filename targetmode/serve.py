@@ -12,11 +12,13 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from nbd.responder import STOP_LIMIT, STOP_QUIET, STOPPED
 from nbd.wire import DEFAULT_PORT
 from targetmode import api
 from targetmode.announce import Announcer, export_facts, reachable_uris
@@ -36,6 +38,7 @@ from targetmode.offer import Offer, OfferError
 from targetmode.session import Event, Session
 
 _BLKRRPART: Final = 0x125F
+_PULSE: Final = 0.2  # seconds between looks at whether anything still moves
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +170,8 @@ def _run(
                 file=sys.stderr,
             )
         uris = reachable_uris(listeners)
+        for listener in listeners:
+            listener.close()  # the engine's copies alone are to count, so that nobody connects when it listens no more
         announcer.ready(offer, uris)
         facts = [export_facts(export, uris) for export in offer.exports()]
         session.publish("ready", session=session.id, name=session.name, control=port, exports=facts)
@@ -221,7 +226,7 @@ class _Supervisor:
         )  # of a listener that was killed; meanwhile their events are taken in
         self._session.drain(self._events)
         for client in list(self._session.connected.values()):
-            self._session.lost(client, "the server ended")
+            self._session.lost(client, STOPPED)
         if control is not None:
             await control.stop()
         loop.remove_reader(self._events.fileno())
@@ -229,9 +234,24 @@ class _Supervisor:
 
     def stop(self) -> None:
         """Have the engine end; the rest follows from that."""
-        self._asked = True
+        first, self._asked = not self._asked, True
+        self._kill_engine(signal.SIGTERM)
+        if first and self._options.nbdkit:
+            self._hurry(time.monotonic() + STOP_LIMIT, bytes(self._session.counters), time.monotonic())
+
+    def _hurry(self, deadline: float, moved: bytes, since: float) -> None:
+        """nbdkit waits until its clients have left by themselves: end it when nothing has moved for a while."""
+        now, moving = time.monotonic(), bytes(self._session.counters)
+        if moving != moved:
+            since = now
+        if now > deadline or now - since > STOP_QUIET:
+            self._kill_engine(signal.SIGKILL)
+        else:
+            asyncio.get_running_loop().call_later(_PULSE, self._hurry, deadline, moving, since)
+
+    def _kill_engine(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._engine, signal.SIGTERM)
+            signal.pidfd_send_signal(self._engine, number)
 
     def _react(self, event: Event) -> None:
         if event["event"] != "disconnect":
