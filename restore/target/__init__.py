@@ -58,13 +58,12 @@ class Target(Protocol):
 
 
 class Verifier(Protocol):
-    """Tells digests of what is on a target.
+    """Tells digests of what is on a target."""
 
-    Attributes:
-        algorithm: the digest's name in `targetmode.disks.media.ALGORITHMS`.
-    """
-
-    algorithm: str
+    @property
+    def algorithm(self) -> str:
+        """The digest's name in `targetmode.disks.media.ALGORITHMS`."""
+        ...
 
     def digests(self, ranges: Sequence[tuple[int, int]]) -> AsyncIterator[str]:
         """The digests of ranges, in order, as they become known.

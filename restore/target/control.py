@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
 from restore.errors import RestoreError
+from restore.target import Verifier
 from targetmode import api
 
 if TYPE_CHECKING:
     import aiohttp
+
+_ATTEMPTS: Final = 5  # to get the digests of one request
+
+
+class ControlLost(RestoreError):
+    """The control API was there and no longer is."""
 
 
 class ControlVerifier:
@@ -60,8 +69,10 @@ class ControlVerifier:
                     if (told.offset, told.length) != next(expected, None):
                         raise RestoreError(f"{self._base}: a digest of another range than was asked for")
                     yield told.digest
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        except (TimeoutError, ValueError) as error:
             raise RestoreError(f"{self._base}: the target's digests cannot be had: {_say(error)}") from None
+        except aiohttp.ClientError as error:
+            raise ControlLost(f"the control API at {self._base} is gone ({_say(error)})") from None
         if next(expected, None) is not None:
             raise RestoreError(f"{self._base}: fewer digests than were asked for")
 
@@ -69,6 +80,57 @@ class ControlVerifier:
         """Hang up."""
         if self._session is not None:
             await self._session.close()
+
+
+class LastingVerifier:
+    """Goes on with another verifier when the control API is lost, as when the server was started again."""
+
+    def __init__(self, find: Callable[[bool], Awaitable[Verifier]], note: Callable[[str], None]) -> None:
+        """Prepare; `open` has to be called first.
+
+        Args:
+            find: makes a verifier; True if one was lost.
+            note: told in one line when that happens.
+        """
+        self._find = find
+        self._note = note
+        self._verifiers: list[Verifier] = []  # all so far; the last is in use
+        self._lock = asyncio.Lock()
+
+    @property
+    def algorithm(self) -> str:
+        """That of the verifier in use."""
+        return self._verifiers[-1].algorithm
+
+    async def open(self) -> None:
+        """Find the first verifier; raises what `find` raises."""
+        self._verifiers.append(await self._find(False))
+
+    async def digests(self, ranges: Sequence[tuple[int, int]]) -> AsyncIterator[str]:
+        """The digests of ranges; those that were not answered are asked for again."""
+        left = deque(ranges)
+        for attempt in range(_ATTEMPTS):
+            verifier = self._verifiers[-1]
+            try:
+                async for digest in verifier.digests(tuple(left)):
+                    left.popleft()
+                    yield digest
+                return
+            except ControlLost as error:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                await self._replace(verifier, error)
+
+    async def close(self) -> None:
+        """Leave them all."""
+        for verifier in self._verifiers:
+            await verifier.close()
+
+    async def _replace(self, lost: Verifier, error: ControlLost) -> None:
+        async with self._lock:
+            if self._verifiers[-1] is lost:  # and no other task has been here before
+                self._note(f"{error}; looking for it again")
+                self._verifiers.append(await self._find(True))
 
 
 def _say(error: BaseException) -> str:

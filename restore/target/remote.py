@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Final
 
-from nbd.client import Client, Operation
+from nbd.client import REFUSED_LIMIT, Client, Operation
 from nbd.connection import list_exports
 from nbd.errors import NBDError, OptionRefused
 from nbd.uri import NBDURI
 from nbd.wire import Command, Rep, TransmissionFlag
 from restore.errors import Refused, RestoreError
 from restore.target import Verifier, zero_ranges
-from restore.target.control import ControlVerifier
+from restore.target.control import ControlVerifier, LastingVerifier
 from restore.target.fitting import Fitting, blocks_around, read_any
 from targetmode import api
 from targetmode.disks.media import ALGORITHMS
 
 DEPTH: Final = 4  # requests in flight on each connection
+STEP: Final = 8 << 20  # bytes read back and hashed at a time
 
 
 class RemoteTarget:
@@ -64,9 +66,7 @@ class RemoteTarget:
         if export.flags & TransmissionFlag.CAN_MULTI_CONN:
             for _ in range(connections - 1):
                 self._connect()
-        # nbdkit has no metadata contexts of ours; there they stand in the description.
-        contexts = export.contexts or tuple(export.description.split())
-        self.control = api.ControlAddress.from_contexts(contexts)
+        self.control = _control_address(first)
 
     def contents(self) -> str:
         """Partition table, file systems and labels, read over the wire."""
@@ -117,6 +117,16 @@ class RemoteTarget:
 
     async def verifier(self, note: Callable[[str], None]) -> Verifier:
         """The target's own digests where its control API can be used; else what a new connection reads."""
+        lasting = LastingVerifier(lambda again: self._find_verifier(note, again=again), note)
+        await lasting.open()
+        return lasting
+
+    async def _find_verifier(self, note: Callable[[str], None], *, again: bool) -> Verifier:
+        """Whoever can tell the target's digests now; `again` when the server may be another run than at the start."""
+        if again:
+            fresh = await asyncio.to_thread(self._patient_client)
+            self.control = _control_address(fresh)
+            await asyncio.to_thread(fresh.disconnect)
         if self.control is None:
             reason = "the server has no control API"
         else:
@@ -130,6 +140,17 @@ class RemoteTarget:
         note(f"{reason}; so every block is read back over a new connection")
         client = await asyncio.to_thread(Client, self._uri, timeout=self._timeout, notify=self._notify)
         return ReadBackVerifier(client)
+
+    def _patient_client(self) -> Client:
+        """A connection to a server that may be about to be there again; raises `NBDError` if it is not soon."""
+        deadline = time.monotonic() + min(REFUSED_LIMIT, self._timeout)
+        while True:
+            try:
+                return Client(self._uri, timeout=self._timeout, queries=[api.NAMESPACE], notify=self._notify)
+            except NBDError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.2)
 
     def abort(self) -> None:
         """Cut the connections."""
@@ -180,6 +201,12 @@ class _Shared(Iterator[Operation]):
         self._stopped = True
 
 
+def _control_address(client: Client) -> api.ControlAddress | None:
+    """Where the control API is; nbdkit has no metadata contexts of ours, there it stands in the description."""
+    contexts = client.export.contexts or tuple(client.export.description.split())
+    return api.ControlAddress.from_contexts(contexts)
+
+
 class ReadBackVerifier:
     """Digests of what a connection of its own reads back: for servers without a control API."""
 
@@ -188,6 +215,7 @@ class ReadBackVerifier:
     def __init__(self, client: Client) -> None:
         """Take over a connection."""
         self._client = client
+        self._lock = threading.Lock()  # a connection is for one thread
         self._most = min(1 << 20, client.export.sizes.maximum)
 
     async def digests(self, ranges: Sequence[tuple[int, int]]) -> AsyncIterator[str]:
@@ -196,11 +224,23 @@ class ReadBackVerifier:
             yield await asyncio.to_thread(self._digest, offset, length)
 
     async def close(self) -> None:
-        """Leave in good order."""
-        self._client.disconnect()
+        """Leave in good order, or as can be while a thread is still reading."""
+        if self._lock.acquire(blocking=False):
+            self._client.disconnect()
+        else:
+            self._client.abort()
 
     def _digest(self, offset: int, length: int) -> str:
         digest = ALGORITHMS[self.algorithm]()
+        with self._lock:
+            while length:
+                count = min(length, STEP)
+                digest.update(self._read(offset, count))
+                offset += count
+                length -= count
+        return str(digest.hexdigest())
+
+    def _read(self, offset: int, length: int) -> memoryview:
         first, size = blocks_around(self._client, offset, length)
         buffer = memoryview(bytearray(size))
         pieces = [
@@ -208,5 +248,4 @@ class ReadBackVerifier:
             for at in range(0, size, self._most)
         ]
         self._client.run(pieces)
-        digest.update(buffer[offset - first :][:length])
-        return str(digest.hexdigest())
+        return buffer[offset - first :][:length]

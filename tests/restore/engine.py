@@ -242,8 +242,10 @@ def nbd_server(image: Path, *, directory: Path) -> Iterator[str]:
         wait_until(lambda: pid_file.exists() and pid_file.read_text().strip(), "nbd-server's pid")
         pid = int(pid_file.read_text())
         try:
-            wait_until(lambda: listens(("127.0.0.1", port)), "nbd-server")
-            yield f"nbd://127.0.0.1:{port}/disk"
+            uri = f"nbd://127.0.0.1:{port}/disk"
+            # A client that leaves without a word would end it.
+            wait_until(lambda: not run("nbdinfo", "--size", uri, check=False).status, "nbd-server")
+            yield uri
         finally:
             os.kill(pid, signal.SIGTERM)
             wait_until(lambda: not alive(pid), "the end of nbd-server")
