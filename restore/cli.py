@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata
+from typing import TYPE_CHECKING, Final
 
 from restore.errors import Differences, Refused, RestoreError
 from restore.report import Report, make_report
-from restore.source import Source
-from restore.target import Target
 
+if TYPE_CHECKING:
+    from restore.source import Source
+    from restore.target import Target
+
+INTERRUPTED: Final = "interrupted; nothing was touched"
 _LEGACY = re.compile(r"-[A-Za-z][A-Za-z0-9-]+")  # asr(8) takes -source for --source
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -23,8 +28,13 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "asr") -> int
     given = [_modern(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     parser = _parser(program)
     options = parser.parse_args(given)
-    if options.command in ("help", "version"):
-        print(parser.format_help() if options.command == "help" else f"asr {metadata.version('targetmode')}")
+    if options.command == "help":
+        print(parser.format_help())
+        return 0
+    if options.command == "version":
+        from importlib.metadata import version
+
+        print(f"asr {version('targetmode')}")
         return 0
     if options.command == "restore" and not options.erase:
         parser.error(
@@ -32,7 +42,9 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "asr") -> int
         )
     report = make_report(as_json=options.json)
     try:
-        asyncio.run(_run(options, report))
+        import asyncio
+
+        asyncio.run(_run_until_interrupted(options, report))
     except Differences as error:
         report.failed(str(error), error.ranges)
         return error.status
@@ -40,12 +52,41 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "asr") -> int
         report.failed(str(error))
         return error.status
     except KeyboardInterrupt:
-        report.failed("interrupted")
-        return 1
-    except BrokenPipeError:
-        sys.stderr.close()
+        report.failed(INTERRUPTED)
         return 1
     return 0
+
+
+async def _run_until_interrupted(options: argparse.Namespace, report: Report) -> None:
+    """Run the command; SIGINT and SIGTERM end it, and the process with it, once the target is in a known state."""
+    import asyncio
+
+    task = asyncio.current_task()
+    assert task is not None
+    interrupted = False
+
+    def interrupt() -> None:
+        nonlocal interrupted
+        if not interrupted:  # what is under way then is short, and must not be cut off by impatience
+            interrupted = True
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, interrupt)
+    try:
+        await _run(options, report)
+        return
+    except asyncio.CancelledError:
+        message = INTERRUPTED
+    except RestoreError as error:
+        if not interrupted:
+            raise
+        message = str(error)
+    report.failed(message)
+    # A thread may still wait for a terminal or a server; it must not hold up the end.
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(1)
 
 
 async def _run(options: argparse.Namespace, report: Report) -> None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, NoReturn, TypeVar
 
@@ -29,6 +30,7 @@ from restore.verify import Feed, Verification
 from targetmode.disks.text import format_size
 
 ATTEMPTS: Final = 3  # times that a range which differs is sent again
+_PATIENCE: Final = 2.0  # seconds that an interrupted copy has to end by itself, and again when its connections are cut
 _TICK: Final = 0.1  # seconds between two updates of the progress
 _SWITCH: Final = 0.0005  # seconds a thread may keep the interpreter while the copying one waits for it
 _T = TypeVar("_T")
@@ -62,8 +64,9 @@ async def restore(
         report: told as it goes.
 
     Raises:
-        RestoreError: it was refused, failed, or found differences; the message says in what state the target is.
-        asyncio.CancelledError: interrupted; a target that was touched is left empty, and the report has said so.
+        RestoreError: it was refused, failed, was interrupted, or found differences; the message says in what state the
+            target is.
+        asyncio.CancelledError: interrupted before anything was touched.
     """
     sys.setswitchinterval(_SWITCH)
     async with _opened(open_target, open_source, report) as (target, source):
@@ -115,8 +118,8 @@ class _Restore:
         self._settings = settings
         self._report = report
         self._head = min(HEAD, source.size)
-        self._head_written = False
-        self._stopping = False
+        self._erased = self._head_written = False
+        self._stopping = threading.Event()
         totals = {RESTORING: source.size - self._head}
         if settings.verify:
             totals[VERIFYING] = source.size
@@ -126,7 +129,8 @@ class _Restore:
         await self._ask()
         started = time.monotonic()
         try:
-            await _phase(self._report, f"Erasing target device {self._target.name}", self._zero_head)
+            await _phase(self._report, f"Erasing target device {self._target.name}", self._zero_head, self._in_thread)
+            self._erased = True
             await _phase(self._report, "Retrieving scan information", lambda: None)
             await _phase(self._report, "Validating sizes", lambda: _check_sizes(self._target, self._source))
             with _showing(self._progress):
@@ -136,8 +140,7 @@ class _Restore:
         except ExceptionGroup as group:
             await self._fail(_first(group))
         except asyncio.CancelledError:
-            self._report.note(f"interrupted; {await self._leave_empty()}")
-            raise
+            await self._fail(RestoreError("interrupted"))
         verified = "verified" if self._settings.verify else "not verified"
         _finish(self._report, "Restored", self._source.size, time.monotonic() - started, verified)
 
@@ -164,7 +167,9 @@ class _Restore:
                     source, self._target, lambda n: self._progress.add(VERIFYING, n), self._report.note
                 )
                 await stack.enter_async_context(check)
-            await self._settle(await self._write(throttle(body, self._settings.max_rate), check), check)
+            await self._settle(
+                await self._write(throttle(body, self._settings.max_rate, self._stopping.wait), check), check
+            )
             self._progress.complete(RESTORING)
             self._head_written = True
             await self._settle(await self._write(head, check), check)
@@ -205,7 +210,7 @@ class _Restore:
 
         def operations() -> Iterator[Operation]:
             for piece in pieces:
-                if self._stopping:
+                if self._stopping.is_set():
                     return
                 asked = operation(piece, self._source)
                 if asked is None:
@@ -222,21 +227,30 @@ class _Restore:
             self._target.run(operations(), lambda asked: finish(pending.pop(asked.offset)))
             self._target.flush()
 
-        running = asyncio.create_task(asyncio.to_thread(run))
-        try:
-            await asyncio.shield(running)
-        except asyncio.CancelledError:
-            # The thread cannot be cancelled: have it end by itself, and use the target for nothing else before that.
-            self._stopping = True
-            if not (await asyncio.wait([running], timeout=2.0))[0]:
-                self._target.abort()
-                await asyncio.wait([running])
-            raise
+        await self._in_thread(run)
         feed.close()
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        """Run work on the target in a thread. When cancelled, have it end before anything else uses the target."""
+        running = asyncio.create_task(asyncio.to_thread(work))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            self._stopping.set()
+            ended, _ = await asyncio.wait([running], timeout=_PATIENCE)
+            if not ended:
+                self._target.abort()
+                ended, _ = await asyncio.wait([running], timeout=_PATIENCE)
+            for task in ended:
+                task.exception()  # it does not matter any more
+            raise
 
     async def _fail(self, error: BaseException) -> NoReturn:
         """Say what happened and what is on the target now."""
-        state = await self._leave_empty()
+        emptying = asyncio.create_task(self._leave_empty())
+        with suppress(asyncio.CancelledError):
+            await asyncio.shield(emptying)
+        state = await emptying
         if isinstance(error, Differences):
             raise Differences(f"{error}; {state}", error.ranges) from error
         raise RestoreError(f"{error}; {state}") from error
@@ -248,6 +262,8 @@ class _Restore:
                 await asyncio.to_thread(self._zero_head)
             except (NBDError, OSError) as error:
                 return f"{self._target.name} could not be emptied ({error}): do not use what is on it"
+        elif not self._erased:
+            return f"{self._target.name} may still hold what was on it"
         return f"{self._target.name} is left empty"
 
     def _zero_head(self) -> None:
@@ -294,9 +310,14 @@ def _showing(progress: _Progress) -> Iterator[None]:
         task.cancel()
 
 
-async def _phase(report: Report, name: str, work: Callable[[], _T]) -> _T:
+async def _phase(
+    report: Report,
+    name: str,
+    work: Callable[[], _T],
+    in_thread: Callable[[Callable[[], _T]], Awaitable[_T]] = asyncio.to_thread,
+) -> _T:
     report.begin(name)
-    result = await asyncio.to_thread(work)
+    result = await in_thread(work)
     report.done()
     return result
 

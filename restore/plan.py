@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import islice
@@ -127,11 +127,13 @@ def operation(piece: Piece, source: Source) -> Operation | None:
             return None
 
 
-def throttle(pieces: Iterable[Piece], rate: int | None) -> Iterator[Piece]:
-    """The same pieces, data no faster than `rate` bytes per second."""
+def throttle(
+    pieces: Iterable[Piece], rate: int | None, pause: Callable[[float], object] = time.sleep
+) -> Iterator[Piece]:
+    """The same pieces, data no faster than `rate` bytes per second; `pause` waits so many seconds, or less."""
     started, sent = time.monotonic(), 0
     for piece in pieces:
         if rate and piece.kind is Kind.DATA:
-            time.sleep(max(0.0, started + sent / rate - time.monotonic()))
+            pause(max(0.0, started + sent / rate - time.monotonic()))
             sent += piece.length
         yield piece

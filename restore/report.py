@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -91,18 +93,14 @@ class TextReport:
 
     def failed(self, message: str, ranges: Sequence[tuple[int, int]] = ()) -> None:
         self._end_line()
-        self._errors.write(f"asr: {message}\n")
-        for line in range_lines(ranges):
-            self._errors.write(f"asr:   {line}\n")
-        self._errors.flush()
+        _put(self._errors, "".join(f"asr: {line}\n" for line in (message, *(f"  {x}" for x in range_lines(ranges)))))
 
     def finished(self, summary: str, **facts: Any) -> None:
         self._end_line()
         self._write(f"  {summary}\n")
 
     def _write(self, text: str) -> None:
-        self._out.write(text)
-        self._out.flush()
+        _put(self._out, text)
         self._open = not text.endswith("\n")
 
     def _end_line(self) -> None:
@@ -183,8 +181,19 @@ class JSONReport:
         self._event("done", message=summary, **facts)
 
     def _event(self, event: str, **values: Any) -> None:
-        self._out.write(json.dumps({"event": event, **values}) + "\n")
-        self._out.flush()
+        _put(self._out, json.dumps({"event": event, **values}) + "\n")
+
+
+def _put(out: TextIO, text: str) -> None:
+    """Write at once; a restore does not end because nobody listens any more."""
+    try:
+        out.write(text)
+        out.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, out.fileno())
+            os.close(nowhere)
 
 
 def range_lines(ranges: Sequence[tuple[int, int]], most: int = 20) -> list[str]:
