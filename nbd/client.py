@@ -66,6 +66,7 @@ class Client:
         timeout: float = TIMEOUT,
         queries: Sequence[str] = (),
         notify: Callable[[str], None] = lambda message: None,
+        describe: Callable[[str], str] = lambda description: description,
     ) -> None:
         """Connect.
 
@@ -75,6 +76,7 @@ class Client:
                 to reconnect end.
             queries: metadata context queries to list; the answers are in `export.contexts`.
             notify: told in one line when a connection is lost and when it is back.
+            describe: the part of an export's description that is the same after a reconnect.
 
         Raises:
             ConnectionLost, OptionRefused, ProtocolError: as for `Connection`.
@@ -83,6 +85,7 @@ class Client:
         self._timeout = timeout
         self._queries = queries
         self._notify = notify
+        self._describe = describe
         self._aborted = False
         self._unflushed: list[Operation] = []
         self._unflushed_bytes = self._unflushed_memory = 0
@@ -281,8 +284,7 @@ class Client:
                 if time.monotonic() - started > limit:
                     raise ConnectionLost(f"{reason}; then, for {limit:g} seconds: {error}") from error
                 continue
-            now, before = connection.ready.export, self.export
-            if (now.size, now.flags, now.description) != (before.size, before.flags, before.description):
+            if self._identity(connection.ready.export) != self._identity(self.export):
                 connection.close()
                 raise ConnectionLost(f"{reason}; the export that is there now is a different one") from reason
             self._connection = connection
@@ -290,6 +292,9 @@ class Client:
                 connection.abort()
             self._notify(f"{self.uri}: connected again")
             return
+
+    def _identity(self, export: ExportInfo) -> tuple[object, ...]:
+        return export.size, export.flags, self._describe(export.description)
 
 
 def _has_to_wait(later: Operation, earlier: Operation) -> bool:

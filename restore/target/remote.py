@@ -138,7 +138,7 @@ class RemoteTarget:
             except RestoreError as error:
                 reason = str(error)
         note(f"{reason}; so every block is read back over a new connection")
-        client = await asyncio.to_thread(Client, self._uri, timeout=self._timeout, notify=self._notify)
+        client = await asyncio.to_thread(self._client)
         return ReadBackVerifier(client)
 
     def _patient_client(self) -> Client:
@@ -146,7 +146,7 @@ class RemoteTarget:
         deadline = time.monotonic() + min(REFUSED_LIMIT, self._timeout)
         while True:
             try:
-                return Client(self._uri, timeout=self._timeout, queries=[api.NAMESPACE], notify=self._notify)
+                return self._client()
             except NBDError:
                 if time.monotonic() > deadline:
                     raise
@@ -164,13 +164,22 @@ class RemoteTarget:
 
     def _connect(self) -> Client:
         try:
-            client = Client(self._uri, timeout=self._timeout, queries=[api.NAMESPACE], notify=self._notify)
+            client = self._client()
         except OptionRefused as error:
             raise Refused(f"{self._uri}: {error}{self._others(error)}") from None
         except NBDError as error:
             raise Refused(str(error)) from None
         self._clients.append(client)
         return client
+
+    def _client(self) -> Client:
+        return Client(
+            self._uri,
+            timeout=self._timeout,
+            queries=[api.NAMESPACE],
+            notify=self._notify,
+            describe=lambda text: " ".join(word for word in text.split() if not word.startswith(api.NAMESPACE)),
+        )
 
     def _others(self, refusal: OptionRefused) -> str:
         """For an export that is not there: those that are, unless the server has said so itself."""
