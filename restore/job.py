@@ -190,7 +190,8 @@ class _Restore:
         for _ in range(ATTEMPTS):
             if not different:
                 return
-            self._report.note(f"{len(different)} ranges differ and are sent again")
+            what = "1 range differs and is" if len(different) == 1 else f"{len(different)} ranges differ and are"
+            self._report.note(f"{what} sent again")
             again = [Piece(p.offset, p.length, Kind.DATA if p.kind is Kind.DATA else Kind.ZERO) for p in different]
             different = await self._write(again, check)
         if different:

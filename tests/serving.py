@@ -176,6 +176,7 @@ def serving(
     engine: str = "builtin",
     environment: Mapping[str, str] | None = None,
     prefix: Sequence[str | Path] = (),
+    program: Sequence[str | Path] = TARGETMODE,
     errors: Path,
     clean: bool = True,
 ) -> Iterator[Serving]:
@@ -187,11 +188,12 @@ def serving(
         engine: `builtin` or `nbdkit`.
         environment: what to add to the environment.
         prefix: a command that runs it.
+        program: what is run as `targetmode`.
         errors: a file for its standard error.
         clean: it has to live until it is told to stop, to exit with 0, to have said of every disk that it is safe to
             disconnect, and nothing on standard error.
     """
-    command = [*prefix, *TARGETMODE, "serve", "--json", "--engine", engine, *options, "--", *disks]
+    command = [*prefix, *program, "serve", "--json", "--engine", engine, *options, "--", *disks]
     with errors.open("wb") as stderr:
         process = subprocess.Popen(
             [str(word) for word in command],
