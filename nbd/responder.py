@@ -37,6 +37,7 @@ from nbd.wire import Command, CommandFlag, Error, StateFlag, TransmissionFlag
 SMALL: Final = 64 << 10  # at most this goes through the buffer; above it a splice is cheaper
 BOX: Final = 256 << 10  # received requests, and replies to send, that are handled together
 PIPE_SIZE: Final = 1 << 20
+MAX_EXTENTS: Final = 1 << 16  # in one reply: 2^20 are allowed, and would take more memory than all the rest
 SPIN_NS: Final = 50_000  # how long to look for the next request before sleeping: a wake-up costs more than a request
 STOP_QUIET: Final = 1.0  # seconds of silence after which a stopping connection is over
 STOP_IDLE: Final = 0.01  # the same, between two requests
@@ -445,7 +446,7 @@ class Responder:
 
     def _status(self, cookie: int, offset: int, length: int, *, one: bool) -> bytes:
         extents: list[tuple[int, int]] = []
-        limit = 1 if one else wire.MAX_EXTENTS
+        limit = 1 if one else MAX_EXTENTS
         for extent in self._backend.extents(offset, length):
             state = (StateFlag.HOLE if extent.hole else 0) | (StateFlag.ZERO if extent.zero else 0)
             extents.append((extent.length, state))

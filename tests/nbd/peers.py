@@ -157,13 +157,13 @@ class RawClient:
             head = magic + self.take(16)
             header = wire.StructuredReplyHeader.parse(head)
             command, offset, length = asked[header.cookie]
-            data = data or bytearray(length if command == Command.READ else 0)
             chunk = wire.StructuredReply.parse(head + self.take(header.length)).payload
             answer.kinds.append(header.type)
             match header.type:
                 case ReplyType.OFFSET_DATA:
                     assert offset <= chunk.offset
                     assert chunk.offset + len(chunk.data) <= offset + length
+                    data = data or bytearray(length)
                     data[chunk.offset - offset : chunk.offset - offset + len(chunk.data)] = chunk.data
                     covered += len(chunk.data)
                 case ReplyType.OFFSET_HOLE:
@@ -180,7 +180,7 @@ class RawClient:
             magic = self.take(4)
         if command == Command.READ and not answer.error:
             assert covered == length
-            answer.data = bytes(data)
+            answer.data = bytes(data or length)
         return int(header.cookie), answer
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from nbd import responder as responder_module
 from nbd import wire
 from nbd.backend import FileBackend
 from nbd.errors import ProtocolError
@@ -358,7 +359,7 @@ def test_a_bulk_read_of_a_sparse_file_has_hole_chunks(serve: Serve, tmp_path: Pa
 
 
 def test_block_status_is_bounded(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "MAX_EXTENTS", 3)
+    monkeypatch.setattr(responder_module, "MAX_EXTENTS", 3)
     path = tmp_path / "sparse"
     with path.open("wb") as file:
         for number in range(10):
