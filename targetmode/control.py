@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import logging
 from collections.abc import Iterable
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -17,9 +20,15 @@ from targetmode.digest import Digester
 from targetmode.offer import Export
 from targetmode.session import Event, Session
 
+PULSE: Final = 1.0  # seconds between messages of how much was moved, while something moves
 HEARTBEAT: Final = 10.0  # seconds between signs of life on an event stream
 EVENT_BACKLOG: Final = 1000  # events a slow reader may fall behind before it is hung up on
 BODY_TIMEOUT: Final = 10.0  # seconds a client has to send a request's body
+
+
+_log: Final = logging.getLogger(__name__)
+_FAULTS_OF_CLIENTS: Final = (HttpProcessingError, web.RequestPayloadError)  # they are answered, that is enough
+_log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], _FAULTS_OF_CLIENTS)))
 
 
 class ControlServer:
@@ -29,14 +38,15 @@ class ControlServer:
         """Prepare; `start` begins to listen."""
         self._session = session
         self._digester = Digester()
+        self._collector = _SessionCollector(session)
         self._registry = CollectorRegistry()
-        self._registry.register(_SessionCollector(session))
+        self._registry.register(self._collector)
         app = web.Application(client_max_size=api.MAX_BODY)
         app.router.add_get(api.EXPORTS, self._exports)
         app.router.add_post(api.DIGESTS, self._digests)
         app.router.add_get(api.EVENTS, self._events)
         app.router.add_get(api.METRICS, self._metrics)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, logger=_log, shutdown_timeout=1.0)
 
     async def start(self, sockets: Iterable[Any]) -> None:
         """Begin to answer on sockets that listen already."""
@@ -79,9 +89,9 @@ class ControlServer:
             return _refusal(404, f"there is no export {name!r:.100}")
         try:
             async with asyncio.timeout(BODY_TIMEOUT):
-                asked = api.DigestRequest.from_json(await request.json(), export.size)
-        except (api.MessageError, ValueError) as error:
-            return _refusal(400, str(error))
+                asked = api.DigestRequest.from_json(json.loads(await request.read()), export.size)
+        except (ValueError, web.RequestPayloadError) as error:  # a MessageError, no JSON, no UTF-8, or no gzip
+            return _refusal(400, " ".join(str(error).split()))
         except RecursionError:
             return _refusal(400, "the body is nested too deeply")
         except TimeoutError:
@@ -90,6 +100,8 @@ class ControlServer:
         await response.prepare(request)
         try:
             await self._stream_digests(response, export, asked)
+        except ConnectionError:
+            return response  # whoever asked has gone
         except OSError as error:
             await response.write(_line({"error": f"{name}: {error.strerror or error}"}))
         await response.write_eof()
@@ -110,14 +122,24 @@ class ControlServer:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
         try:
             await response.prepare(request)
-            await response.write(_sse(self._pulse()))
+            clock = asyncio.get_running_loop().time
+            told = self._pulse()
+            await response.write(_sse(told))
+            look, alive = clock() + PULSE, clock() + HEARTBEAT
             while not queue.full():
-                try:
-                    async with asyncio.timeout(HEARTBEAT):
+                event = None
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(look):
                         event = await queue.get()
-                except TimeoutError:
-                    event = self._pulse()
-                await response.write(_sse(event))
+                if event is not None:
+                    await response.write(_sse(event))
+                if clock() < look:
+                    continue
+                pulse = self._pulse()
+                if pulse != told or clock() >= alive:
+                    await response.write(_sse(pulse))
+                    told, alive = pulse, clock() + HEARTBEAT
+                look = clock() + PULSE
         except (ConnectionError, asyncio.CancelledError):
             pass
         finally:
@@ -132,14 +154,20 @@ class ControlServer:
         return {"event": "connections", "connections": clients}
 
     async def _metrics(self, request: web.Request) -> web.Response:
+        self._collector.exports = await asyncio.to_thread(lambda: {e.name for e in self._session.offer.exports()})
         return web.Response(body=generate_latest(self._registry), headers={"Content-Type": "text/plain; version=0.0.4"})
 
 
 class _SessionCollector(Collector):
-    """What Prometheus asks for, taken from the session when it asks."""
+    """What Prometheus asks for, taken from the session when it asks.
+
+    Attributes:
+        exports: the names of those there are now.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self.exports: set[str] = set()
 
     def collect(self) -> Iterable[Metric]:
         """The metrics of this moment."""
@@ -155,7 +183,7 @@ class _SessionCollector(Collector):
                 ("errors", "Requests that could not be carried out"),
             )
         }
-        for name in {export.name for disk in session.offer.disks for export in disk.exports()} | set(session.totals):
+        for name in sorted(self.exports | set(session.totals)):
             clients = [client for client in session.connected.values() if client.export == name]
             moved = [session.moved(client) for client in clients]
             live.add_metric([name], len(clients))

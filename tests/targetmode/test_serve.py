@@ -100,7 +100,7 @@ def people(*disks: Path, options: list[str], engine: str) -> subprocess.Popen[st
 
 def until_ready(process: subprocess.Popen[str]) -> list[str]:
     assert process.stdout is not None
-    lines = []
+    lines: list[str] = []
     while not lines or not lines[-1].startswith("Ready"):
         line = process.stdout.readline()
         assert line, lines
@@ -174,7 +174,8 @@ def test_when_nobody_reads_any_more_it_serves_on(image: Path, as_json: bool) -> 
     finally:
         process.kill()
         process.wait()
-        process.stderr.close()
+        if process.stderr is not None:
+            process.stderr.close()
 
 
 # --- how it ends ---
