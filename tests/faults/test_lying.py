@@ -1,0 +1,204 @@
+"""Verification that can fail: servers that say they have written what they have not, and disks that change.
+
+Debian packages: nbdkit nbdkit-plugin-python util-linux.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.restore.engine import MIB, failed, named_ranges, nbdkit, restore, succeeded, verify
+from tests.serving import pattern, serving
+from tests.support import loop_device
+
+SIZE = 24 * MIB
+IMAGE_SIZE = 20 * MIB + 777
+HOLE = (12 * MIB, 16 * MIB)
+CONTROL = ("--listen=127.0.0.1:0", "--control=127.0.0.1:0")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """Data, a hole of 4 MiB, data."""
+    path = tmp_path / "source.img"
+    with path.open("wb") as file:
+        file.write(pattern(HOLE[0], seed=1))
+        file.seek(HOLE[1])
+        file.write(pattern(IMAGE_SIZE - HOLE[1], seed=2))
+    return path
+
+
+@contextmanager
+def lying(server: str, disk: Path, how: str, start: int, end: int, **options: Any) -> Iterator[str]:
+    """A server that lies about these bytes; its URI."""
+    counts = disk.parent / "counts"
+    counts.mkdir(exist_ok=True)
+    lies = {"how": how, "start": start, "end": end, "times": None, "zeroes": False, "counts": str(counts), **options}
+    if server == "nbdkit":
+        plugin = Path(__file__).with_name("lying_plugin.py")
+        with nbdkit("python", plugin, f"file={disk}", f"lies={json.dumps(lies)}", directory=disk.parent) as uri:
+            yield uri
+    else:
+        program = (sys.executable, "-m", "tests.faults.liar", json.dumps(lies))
+        with serving(disk, options=CONTROL, program=program, errors=disk.parent / "errors") as ours:
+            yield ours.uri()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(pattern(SIZE, seed=3))
+    return path
+
+
+SERVERS = ("ours", "nbdkit")
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize(
+    ("how", "start", "end", "named"),
+    [
+        ("drop", 5 * MIB + 5, 7 * MIB, [(5 * MIB, 2 * MIB)]),
+        ("flip", 3 * MIB, 3 * MIB + 1, [(3 * MIB, MIB)]),
+        ("drop", 20 * MIB, SIZE, [(20 * MIB, 777)]),
+        ("flip", 0, 5, [(0, MIB)]),  # what is written last
+        ("drop", 0, SIZE, [(MIB, 11 * MIB), (16 * MIB, 4 * MIB + 777)]),
+    ],
+)
+def test_a_server_that_always_lies(
+    server: str, how: str, start: int, end: int, named: list[tuple[int, int]], image: Path, disk: Path
+) -> None:
+    old = disk.read_bytes()
+    with lying(server, disk, how, start, end) as uri:
+        result = restore(image, uri)
+        message = failed(result, 3)
+    assert "keeps other data than were sent, 3 times over" in message
+    assert message.endswith("is left empty")
+    assert lines(named) == named_ranges(result)
+    now = disk.read_bytes()
+    assert now[:MIB] == bytes(MIB)
+    assert now[IMAGE_SIZE:] == old[IMAGE_SIZE:]
+
+
+def lines(ranges: list[tuple[int, int]]) -> list[str]:
+    said = []
+    for offset, length in ranges:
+        first, last = offset // MIB, (offset + length - 1) // MIB
+        where = f"{first}" if first == last else f"{first} to {last}"
+        said.append(f"bytes {offset} to {offset + length - 1} (MiB {where})")
+    return said
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_server_that_does_not_zero(server: str, image: Path, disk: Path) -> None:
+    """The old contents would shine through the image's holes."""
+    with lying(server, disk, "drop", MIB, SIZE, zeroes=True, times=0) as uri:
+        succeeded(restore(image, uri))
+    disk.write_bytes(pattern(SIZE, seed=3))
+    with lying(server, disk, "drop", *HOLE, zeroes=True) as uri:
+        result = restore(image, uri)
+        failed(result, 3)
+    assert named_ranges(result) == lines([(HOLE[0], HOLE[1] - HOLE[0])])
+    assert disk.read_bytes()[:MIB] == bytes(MIB)
+
+
+@pytest.mark.parametrize(
+    ("server", "how", "times"), [("ours", "drop", 1), ("ours", "flip", 3), ("nbdkit", "drop", 3), ("nbdkit", "flip", 1)]
+)
+def test_a_server_that_lies_for_a_while(server: str, how: str, times: int, image: Path, disk: Path) -> None:
+    old = disk.read_bytes()
+    with lying(server, disk, how, 8 * MIB, 10 * MIB, times=times) as uri:
+        said = succeeded(restore(image, uri))
+    assert said.count("  2 ranges differ and are sent again\n") == times
+    assert ", verified" in said
+    assert disk.read_bytes() == image.read_bytes() + old[IMAGE_SIZE:]
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_server_that_lies_once_too_often(server: str, image: Path, disk: Path) -> None:
+    with lying(server, disk, "flip", 8 * MIB, 8 * MIB + 1, times=4) as uri:
+        result = restore(image, uri)
+    failed(result, 3)
+    assert result.out.count("  1 range differs and is sent again\n") == 3
+    assert disk.read_bytes()[:MIB] == bytes(MIB)
+
+
+def test_a_server_that_lies_about_the_first_mib_for_a_while(image: Path, disk: Path) -> None:
+    with lying("ours", disk, "flip", 0, MIB, times=2) as uri:
+        said = succeeded(restore(image, uri))
+    assert said.count("  1 range differs and is sent again\n") == 2
+    assert disk.read_bytes()[:IMAGE_SIZE] == image.read_bytes()
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_nobody_looks_when_told_not_to(server: str, image: Path, disk: Path) -> None:
+    with lying(server, disk, "flip", 8 * MIB, 8 * MIB + 1) as uri:
+        said = succeeded(restore(image, uri, "--noverify"))
+        assert "Verifying" not in said
+        assert ", not verified" in said
+        result = verify(image, uri)
+    assert failed(result, 3).endswith(f"differs from {image}")
+    assert named_ranges(result) == lines([(8 * MIB, MIB)])
+
+
+# --- Disks that change after a restore ---
+
+
+@pytest.fixture(params=["served file", "served loop", "local file", "local loop"])
+def target(request: pytest.FixtureRequest, disk: Path, image: Path, tmp_path: Path) -> Iterator[str]:
+    """Where the image has been restored to; its bytes are in `disk`."""
+    served, _, kind = request.param.partition(" ")
+    with ExitStack() as stack:
+        path = stack.enter_context(loop_device(disk)) if kind == "loop" else disk
+        where = str(path)
+        if served == "served":
+            where = stack.enter_context(serving(path, options=CONTROL, errors=tmp_path / "errors")).uri()
+        succeeded(restore(image, where))
+        yield where
+
+
+def flip(disk: Path, *offsets: int) -> None:
+    with disk.open("r+b", buffering=0) as file:
+        for offset in offsets:
+            file.seek(offset)
+            (byte,) = file.read(1)
+            file.seek(offset)
+            file.write(bytes([byte ^ 1]))
+
+
+FLIPS: list[tuple[list[int], list[tuple[int, int]]]] = [
+    ([0], [(0, MIB)]),
+    ([IMAGE_SIZE - 1], [(20 * MIB, 777)]),
+    ([HOLE[0] + 2 * MIB + 5], [(HOLE[0] + 2 * MIB, MIB)]),
+    ([MIB - 1, 5 * MIB, 6 * MIB + 1, 9 * MIB], [(0, MIB), (5 * MIB, 2 * MIB), (9 * MIB, MIB)]),
+]
+
+
+def test_one_flipped_byte(target: str, disk: Path, image: Path) -> None:
+    """The first, the last, one in a hole, several."""
+    for offsets, named in FLIPS:
+        flip(disk, *offsets)
+        result = verify(image, target)
+        assert failed(result, 3) == f"{target} differs from {image}"
+        assert named_ranges(result) == lines(named)
+        flip(disk, *offsets)
+    flip(disk, IMAGE_SIZE, SIZE - 1)  # behind the image: none of its business
+    assert "every block is the same" in succeeded(verify(image, target))
+
+
+def test_json_names_the_ranges(image: Path, disk: Path, tmp_path: Path) -> None:
+    succeeded(restore(image, disk))
+    flip(disk, 5 * MIB, 13 * MIB)
+    result = verify(image, disk, "--json")
+    assert result.status == 3
+    assert result.err == ""
+    last = json.loads(result.out.splitlines()[-1])
+    assert last["event"] == "error"
+    assert last["ranges"] == [[5 * MIB, MIB], [13 * MIB, MIB]]
