@@ -76,7 +76,7 @@ def main() -> int:
         return failure
 
     # Small writes do without the backend as long as they succeed.
-    responder.os = SimpleNamespace(**{**vars(os), "pwrite": lambda *_: -1})  # type: ignore[assignment]
+    responder.os = SimpleNamespace(**{**vars(os), "pwrite": lambda *_: -1})  # type: ignore[assignment,attr-defined]
     FileBackend.write = write  # type: ignore[method-assign]
     FileBackend.zero = zero  # type: ignore[method-assign]
     Responder._write_bulk = write_bulk  # type: ignore[method-assign]
