@@ -16,6 +16,7 @@ import mmap
 import os
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ _BLKSSZGET: Final = 0x1268
 _BLKIOOPT: Final = 0x1279
 _ZEROES: Final = mmap.mmap(-1, 1 << 20, prot=mmap.PROT_READ)  # untouched anonymous memory: no page is ever allocated
 # EBUSY: another opener holds the device exclusively, and pages of the range are still to be written.
+_RUN_KEPT: Final = 1.0  # seconds
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV, errno.ENOTTY, errno.EBUSY})
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -123,6 +125,7 @@ class FileBackend:
         self.read_only = read_only
         self._flush_failure: OSError | None = None
         self._holes = True
+        self._run = (0, 0, 0.0)  # a run of data, as offsets in the file, and until when that is believed
 
     def close(self) -> None:
         """Close the file, without a flush."""
@@ -179,6 +182,7 @@ class FileBackend:
         Raises:
             OSError: the device failed; one that cannot trim is no error.
         """
+        self._run = (0, 0, 0.0)
         start, end = self._aligned(offset, length)
         if start < end:
             try:
@@ -198,6 +202,7 @@ class FileBackend:
         Raises:
             OSError: `ENOTSUP` when `fast` and it would take as long as writing, with nothing changed; else as `write`.
         """
+        self._run = (0, 0, 0.0)
         start, end = self._aligned(offset, length)
         whole = (start, end) == (self.start + offset, self.start + offset + length)
         if fast and not whole:
@@ -234,7 +239,7 @@ class FileBackend:
                 position = hole
 
     def _seek_data(self, position: int, end: int) -> int:
-        if not self._holes:
+        if not self._holes or self._in_known_run(position):
             return position
         try:
             return min(os.lseek(self.fd, position, os.SEEK_DATA), end)
@@ -247,7 +252,20 @@ class FileBackend:
             return position
 
     def _seek_hole(self, position: int, end: int) -> int:
-        return os.lseek(self.fd, position, os.SEEK_HOLE) if self._holes else end
+        """Where the run of data at `position` ends.
+
+        On tmpfs the kernel looks at every page up to there, which may be the whole file, so the answer is kept for a
+        moment. A hole punched meanwhile by somebody else is taken for data, which is always a true answer.
+        """
+        if not self._holes:
+            return end
+        if not self._in_known_run(position):
+            self._run = (position, os.lseek(self.fd, position, os.SEEK_HOLE), time.monotonic() + _RUN_KEPT)
+        return self._run[1]
+
+    def _in_known_run(self, position: int) -> bool:
+        start, stop, until = self._run
+        return start <= position < stop and time.monotonic() < until
 
     def _aligned(self, offset: int, length: int) -> tuple[int, int]:
         """The part of a range, as file offsets, that consists of whole sectors."""
