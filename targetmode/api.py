@@ -55,7 +55,7 @@ class ControlAddress:
         """What the contexts of a handshake say; None where there is no control API."""
         values = dict(c.removeprefix(NAMESPACE).partition("=")[::2] for c in contexts if c.startswith(NAMESPACE))
         port = values.get("control", "")
-        if not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+        if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 1 << 16):
             return None
         return cls(int(port), values.get("session", ""))
 
@@ -79,6 +79,21 @@ class ExportDescription:
     model: str
     contents: str
     connections: list[str]
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Read it back.
+
+        Raises:
+            TypeError: it has another shape.
+        """
+        export = cls(**value)
+        texts = (export.name, export.model, export.contents)
+        right = all(isinstance(text, str) for text in texts) and type(export.size) is int and export.size >= 0
+        right = right and isinstance(export.read_only, bool) and isinstance(export.connections, list)
+        if not (right and all(isinstance(peer, str) for peer in export.connections)):
+            raise TypeError(f"no description of an export: {value!r:.80}")
+        return export
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +122,10 @@ class ExportsAnswer:
             MessageError: it has another shape.
         """
         try:
-            exports = [ExportDescription(**export) for export in value["exports"]]
+            exports = [ExportDescription.from_json(export) for export in value["exports"]]
             return cls(str(value["session"]), str(value["name"]), exports)
         except (TypeError, KeyError) as error:
-            raise MessageError(f"not an answer of {EXPORTS}: {error}") from None
+            raise MessageError(f"not an answer of {EXPORTS}: {error!s:.80}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +198,12 @@ class DigestLine:
         if isinstance(value, dict) and "error" in value:
             raise MessageError(str(value["error"]))
         try:
-            return cls(int(value["offset"]), int(value["length"]), str(value["digest"]))
-        except (TypeError, KeyError, ValueError):
-            raise MessageError(f"not a line of a digests answer: {value!r:.80}") from None
+            offset, length, digest = value["offset"], value["length"], value["digest"]
+        except (TypeError, KeyError):
+            offset = length = digest = None
+        if not (type(offset) is int and type(length) is int and isinstance(digest, str) and offset >= 0 and length > 0):
+            raise MessageError(f"not a line of a digests answer: {value!r:.80}")
+        return cls(offset, length, digest)
 
 
 def digests_path(name: str) -> str:
