@@ -98,9 +98,11 @@ def loop_device(image: Path, *, sector: int = 512) -> Iterator[Path]:
     assert result.returncode == 0, f"{command}: {result.stderr}"
     device = Path(result.stdout.strip())
     backing = Path("/sys/block") / device.name / "loop" / "backing_file"
+    subprocess.run(["blockdev", "--setrw", str(device)], check=True)  # a flag that outlives an earlier attachment
     try:
         yield device
     finally:
+        subprocess.run(["blockdev", "--setrw", str(device)], capture_output=True, check=False)
 
         def gone() -> bool:
             if not backing.exists() or not backing.read_text().startswith(str(image)):
