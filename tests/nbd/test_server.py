@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +77,11 @@ class Model:
             return Error.EINVAL
         return 0
 
-    def check(self, asked: Request, answer: Answer) -> None:
-        """Compare an answer with what it has to be, and do what was asked."""
+    def check(self, asked: Request, answer: Answer, behind: Sequence[Request] = ()) -> None:
+        """Compare an answer with what it has to be, and do what was asked.
+
+        Bulk data are sent without a copy: what a READ gets may be as new as the requests that were in flight behind it.
+        """
         expected = self.error(asked)
         if not expected and asked.flags & CommandFlag.FAST_ZERO and answer.error == Error.ENOTSUP:
             return
@@ -88,7 +91,12 @@ class Model:
         end = asked.offset + asked.length
         match asked.command:
             case Command.READ:
+                known = bytes(self.known)
+                for later in behind:
+                    if later.command in (Command.WRITE, Command.WRITE_ZEROES, Command.TRIM) and not self.error(later):
+                        self.known[later.offset : later.offset + later.length] = bytes(later.length)
                 self.compare(asked.offset, answer.data)
+                self.known[:] = known
             case Command.WRITE:
                 self.data[asked.offset : end] = asked.data
                 self.known[asked.offset : end] = b"\1" * asked.length
@@ -242,7 +250,7 @@ def pipeline(client: RawClient, asked: list[Request], model: Model, chance: rand
         for number, one in enumerate(asked):
             cookie, answer = client.answer(cookies)
             assert cookie == number
-            model.check(one, answer)
+            model.check(one, answer, asked[number + 1 :] if one.length > SMALL else ())
     finally:
         sender.join()
 
