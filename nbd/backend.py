@@ -34,7 +34,10 @@ _ZEROES: Final = mmap.mmap(-1, 1 << 20, prot=mmap.PROT_READ)  # untouched anonym
 _RUN_KEPT: Final = 1.0  # seconds
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV, errno.ENOTTY, errno.EBUSY})
 
+_SYNC_FILE_RANGE_WRITE: Final = 2
+
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
@@ -158,6 +161,13 @@ class FileBackend:
             count = os.pwritev(self.fd, [view], offset, flags) if fua else os.pwrite(self.fd, view, offset)
             view = view[count:]
             offset += count
+
+    def begin_write_back(self, offset: int, length: int) -> None:
+        """Have the kernel begin to write a range that is complete, and not wait for it.
+
+        A disk that works while data still arrive has little left to do at the next flush, and is soon ready to be read.
+        """
+        _libc.sync_file_range(self.fd, self.start + offset, length, _SYNC_FILE_RANGE_WRITE)
 
     def flush(self) -> None:
         """Bring every write done so far to stable storage.

@@ -22,7 +22,7 @@ from nbd.wire import BASE_ALLOCATION, Command, CommandFlag, StateFlag, Transmiss
 
 DEPTH: Final = 4  # requests in flight
 REFUSED_LIMIT: Final = 5.0  # seconds after which a server that refuses connections counts as gone for good
-UNFLUSHED_LIMIT: Final = 8 << 30  # bytes written before a flush is put in between
+UNFLUSHED_LIMIT: Final = 1 << 30  # bytes written before a flush is put in between: as much is sent again after a cut
 UNFLUSHED_MEMORY: Final = 64 << 20  # the same, of bytes that are kept in memory until then
 FRUITLESS_LIMIT: Final = 10  # connections in a row that end before one reply; then the server counts as gone for good
 _PAUSES: Final = (0.05, 0.1, 0.2, 0.5)  # seconds between attempts to reconnect; the last one is repeated

@@ -37,6 +37,7 @@ from nbd.wire import Command, CommandFlag, Error, StateFlag, TransmissionFlag
 SMALL: Final = 64 << 10  # at most this goes through the buffer; above it a splice is cheaper
 BOX: Final = 256 << 10  # received requests, and replies to send, that are handled together
 PIPE_SIZE: Final = 1 << 20
+WRITE_BACK: Final = 8 << 20  # bytes of bulk data after which the kernel is told to begin writing them to the disk
 MAX_EXTENTS: Final = 1 << 16  # in one reply: 2^20 are allowed, and would take more memory than all the rest
 SPIN_NS: Final = 50_000  # how long to look for the next request before sleeping: a wake-up costs more than a request
 STOP_QUIET: Final = 1.0  # seconds of silence after which a stopping connection is over
@@ -116,6 +117,7 @@ class Responder:
         self._outbox = memoryview(mmap.mmap(-1, BOX))
         self._out = 0
         self._pipe: tuple[int, int] | None = None
+        self._behind = (0, 0)  # a run of bulk data that the disk was not told to write yet, from offset to offset
         self._may_write = False
         self._idle = False
         self._stopping = False
@@ -340,11 +342,12 @@ class Responder:
                 self._drain(length)
                 return error
             position += buffered
-        while length:
-            count = os.splice(sock, sink, length, flags=_SPLICE_MOVE)
+        left = length
+        while left:
+            count = os.splice(sock, sink, left, flags=_SPLICE_MOVE)
             if count == 0:
                 raise Hangup("client closed the connection inside a request")
-            length -= count
+            left -= count
             while count:
                 try:
                     done = os.splice(source, fd, count, offset_dst=position, flags=_SPLICE_MOVE)
@@ -352,16 +355,28 @@ class Responder:
                         raise OSError(errno.ENOSPC, "the device ends here")
                 except OSError as error:
                     self._close_pipe()  # with what is left in it
-                    self._drain(length)
+                    self._drain(left)
                     return error
                 position += done
                 count -= done
+        self._write_back(position - self._backend.start - length, length)
         if flags & _FUA:
             try:
                 self._backend.flush()
             except OSError as error:
                 return error
         return None
+
+    def _write_back(self, offset: int, length: int) -> None:
+        """Take note of bulk data that were written, and have the disk begin with them when they are many."""
+        start, end = self._behind
+        if offset != end:
+            start = offset
+        end = offset + length
+        if end - start >= WRITE_BACK:
+            self._backend.begin_write_back(start, end - start)
+            start = end
+        self._behind = (start, end)
 
     def _read_bulk(self, cookie: int, offset: int, length: int, flags: int) -> None:
         if not self._structured:

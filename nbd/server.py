@@ -185,7 +185,6 @@ class Server:
         except BaseException:
             traceback.print_exc()
         finally:
-            sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
 
