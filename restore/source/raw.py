@@ -18,7 +18,7 @@ from restore.errors import Refused
 from targetmode.disks.media import ALGORITHMS
 from targetmode.disks.preflight import PreflightError, claim
 
-PIECE: Final = 1 << 20
+PIECE: Final = 256 << 10
 
 
 class RawSource:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import blake3
 import xxhash
 
-PIECE: Final = 1 << 20  # bytes read and hashed at a time
+PIECE: Final = 256 << 10  # bytes read and hashed at a time
 _ALIGNMENT: Final = 4096  # of offsets, lengths and memory; at least every logical sector size there is
 
 # The first is for comparing what was just sent with what arrived: several times as fast as the others, and as good

@@ -18,8 +18,9 @@ def nbdinfo(*arguments: str) -> Any:
     return json.loads(run("nbdinfo", "--json", *arguments).out)
 
 
-@pytest.mark.parametrize("way", ["127.0.0.1", "[::1]", "nbd+unix"])
-@pytest.mark.parametrize("default", [True, False])
+@pytest.mark.parametrize(
+    ("way", "default"), [("127.0.0.1", False), ("127.0.0.1", True), ("[::1]", False), ("nbd+unix", True)]
+)
 def test_the_handshake_says_all_there_is(server: Serving, disk: Disk, way: str, default: bool) -> None:
     told = nbdinfo("--no-content", server.uri("" if default else None, way))
     (export,) = told["exports"]
