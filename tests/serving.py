@@ -200,7 +200,7 @@ def serving(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "TMPDIR": str(errors.parent), **(environment or {})},  # what is killed leaves files
             cwd=ROOT,
             start_new_session=True,
         )
