@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
 import os
+import queue
 import shlex
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from nbd.uri import NBDURI
 from targetmode.disks.text import format_size, printable
 from targetmode.offer import Export, Offer
 from targetmode.session import Event
 
+BACKLOG: Final = 10_000  # lines that a slow reader may fall behind before some are left out
+PARTING: Final = 1.0  # seconds that a slow reader is given at the end
+
 
 class Announcer:
-    """Prints events as they come; when nobody reads them any more, it falls silent."""
+    """Prints events as they come, from a thread of its own: a terminal that is stopped must not stop a disk.
+
+    When nobody reads any more, it falls silent.
+    """
 
     def __init__(self, *, as_json: bool, stream: TextIO = sys.stdout) -> None:
-        """Print to `stream`."""
+        """Print to `stream`, whose descriptor is written to directly."""
         self._json = as_json
-        self._stream = stream
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # paths and labels may have letters that its encoding has not
+        self._fd, self._encoding = stream.fileno(), stream.encoding
+        self._lines: queue.Queue[str | None] = queue.Queue(BACKLOG)
+        self._thread = threading.Thread(target=self._write_lines, name="announcer", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Print what is left, if it is being read."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put(None, timeout=PARTING)
+        self._thread.join(PARTING)
 
     def event(self, event: Event) -> None:
         """Print one event of the session."""
@@ -63,11 +78,19 @@ class Announcer:
             self._print(text)
 
     def _print(self, text: str) -> None:
-        try:
-            print(text, file=self._stream, flush=True)
-        except OSError:  # a pipe whose reader has gone, a terminal that was closed; the disks are served all the same
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), self._stream.fileno())
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(text)
+
+    def _write_lines(self) -> None:
+        read = True
+        while (text := self._lines.get()) is not None:
+            # Paths and labels may have letters that the encoding has not.
+            data = f"{text}\n".encode(self._encoding, errors="backslashreplace") if read else b""
+            try:
+                while data:
+                    data = data[os.write(self._fd, data) :]
+            except OSError:  # a pipe whose reader has gone, a terminal that was closed; the disks are served on
+                read = False
 
 
 def export_facts(export: Export, uris: Sequence[NBDURI]) -> dict[str, Any]:

@@ -162,6 +162,7 @@ def _run(
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         pid = start_nbdkit(wiring) if options.nbdkit else start_builtin(wiring)
         announcer = Announcer(as_json=options.json, stream=sys.stderr if activated else sys.stdout)
+        stack.callback(announcer.close)
         session.subscribe(announcer.event)
         for host in exposed:
             print(

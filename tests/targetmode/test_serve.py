@@ -178,6 +178,22 @@ def test_when_nobody_reads_any_more_it_serves_on(image: Path, as_json: bool) -> 
             process.stderr.close()
 
 
+@pytest.mark.parametrize("engine_option", ["builtin", "nbdkit"])
+def test_a_reader_that_stops_reading_stops_neither_a_disk_nor_the_end(image: Path, engine_option: str) -> None:
+    """A terminal after Ctrl-S, a pipe that is full."""
+    process = people(image, options=[f"--socket={image.with_name('s')}", "--json"], engine=engine_option)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        code = "h.connect_uri(args[0])\nfor _ in range(3000):\n    h.flush()\nh.shutdown()"
+        nbdsh(code, f"nbd+unix:///?socket={image.with_name('s')}", timeout=30)
+        process.terminate()
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
 # --- how it ends ---
 
 
