@@ -16,7 +16,7 @@ from nbd.backend import Extent, FileBackend
 from nbd.connection import FileRange
 from restore.errors import Refused
 from targetmode.disks.media import ALGORITHMS
-from targetmode.disks.preflight import PreflightError, claim
+from targetmode.disks.preflight import PreflightError, claim, uses
 
 PIECE: Final = 256 << 10
 
@@ -85,6 +85,10 @@ class RawSource:
 
 
 def _open_file(path: str) -> int:
+    # A loop device over it may be the very target. Its own lock below keeps other writers away, but not that one.
+    found = [use for use in uses(path) if use.kind == "loop"]
+    if found:
+        raise Refused(f"{path} is the {found[0]}; detach that first")
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
