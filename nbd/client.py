@@ -14,7 +14,7 @@ from typing import Final
 
 from nbd.backend import Extent
 from nbd.connection import TIMEOUT, Connection, FileRange
-from nbd.errors import ConnectionLost, OptionRefused, RequestFailed, Stalled
+from nbd.errors import ConnectionLost, OptionRefused, Stalled
 from nbd.negotiation import ExportInfo
 from nbd.transmission import Pending
 from nbd.uri import NBDURI
@@ -172,6 +172,7 @@ class Client:
 
         Raises:
             RequestFailed: the server could not; operations that were in flight then are answered, later ones not sent.
+            Exception: what `operations` raised; likewise.
             PayloadError: the file behind a WRITE failed.
             ConnectionLost, ProtocolError: the connection is gone, and did not come back.
             Stalled: the server is there but did nothing for the time allowed; it is not tried again.
@@ -324,7 +325,7 @@ class _Work:
 
     Attributes:
         in_flight: items sent and not answered, by cookie.
-        failure: the first error that the server told; it outlives a reconnect.
+        failure: the first error, told by the server or raised by the operations' iterator; it outlives a reconnect.
     """
 
     def __init__(self, operations: Iterator[Operation], done: Callable[[Operation], None]) -> None:
@@ -332,13 +333,17 @@ class _Work:
         self._done = done
         self._again: deque[_Item] = deque()
         self.in_flight: dict[int, _Item] = {}
-        self.failure: RequestFailed | None = None
+        self.failure: Exception | None = None
 
     def next(self) -> _Item | None:
         """The next item to send, None when there is none."""
         if self._again:
             return self._again.popleft()
-        operation = next(self._operations, None)
+        try:
+            operation = next(self._operations, None)
+        except Exception as error:  # what is in flight has to be answered before it is raised
+            self.failure = error
+            return None
         return None if operation is None else _Item(operation)
 
     def put_back(self, item: _Item) -> None:

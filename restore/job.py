@@ -26,7 +26,7 @@ from restore.plan import HEAD, Kind, KnownZeroes, Piece, cut, operation, throttl
 from restore.report import RESTORING, VERIFYING, Report
 from restore.source import Source
 from restore.target import Target
-from restore.verify import Feed, Verification
+from restore.verify import Feed, Hasher, Verification
 from targetmode.disks.text import format_size
 
 ATTEMPTS: Final = 3  # times that a range which differs is sent again
@@ -86,7 +86,7 @@ async def verify(open_target: Callable[[], Target], open_source: Callable[[], So
         try:
             async with Verification(source, target, lambda n: progress.add(VERIFYING, n), report.note) as check:
                 with _showing(progress):
-                    different = await check.compare(Feed.of(cut(source.extents(), 0, source.size)))
+                    different = await check.compare_all(cut(source.extents(), 0, source.size))
         except _FAILURES as error:
             raise RestoreError(f"the comparison failed: {error}") from error
         except ExceptionGroup as group:
@@ -200,19 +200,31 @@ class _Restore:
 
     async def _write(self, pieces: Iterable[Piece], check: Verification | None) -> list[Piece]:
         """Write pieces and flush; meanwhile compare those that are written. The pieces that differ."""
+        if check is None:
+            await self._write_all(pieces, lambda piece: None, lambda piece: None)
+            return []
         feed = Feed()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._write_to(feed, pieces))
-            comparing = group.create_task(check.compare(feed)) if check is not None else None
-        return comparing.result() if comparing is not None else []
+        hasher = Hasher(self._source, feed)
 
-    async def _write_to(self, feed: Feed, pieces: Iterable[Piece]) -> None:
+        async def write() -> None:
+            await self._write_all(pieces, hasher.sending, hasher.written)
+            hasher.close()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(write())
+            comparing = group.create_task(check.compare(feed))
+        return comparing.result()
+
+    async def _write_all(
+        self, pieces: Iterable[Piece], sending: Callable[[Piece], None], written: Callable[[Piece], None]
+    ) -> None:
         pending: dict[int, Piece] = {}
 
         def operations() -> Iterator[Operation]:
             for piece in pieces:
                 if self._stopping.is_set():
                     return
+                sending(piece)
                 asked = operation(piece, self._source)
                 if asked is None:
                     finish(piece)
@@ -222,14 +234,13 @@ class _Restore:
 
         def finish(piece: Piece) -> None:
             self._progress.add(RESTORING, piece.length)
-            feed.put(piece)
+            written(piece)
 
         def run() -> None:
             self._target.run(operations(), lambda asked: finish(pending.pop(asked.offset)))
             self._target.flush()
 
         await self._in_thread(run)
-        feed.close()
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         """Run work on the target in a thread. When cancelled, have it end before anything else uses the target."""

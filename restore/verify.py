@@ -3,72 +3,156 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Self
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
 
 from restore.plan import UNIT, Kind, Piece, split
 from restore.source import Source
-from restore.target import Target, Verifier
-from targetmode.disks.media import zero_digest
+from restore.target import ALGORITHM, Target, Verifier
+from targetmode.disks.media import ALGORITHMS, zero_digest
 
-RANGE: Final = 8 << 20  # bytes of data of which one digest is made; where one differs, it is looked at more closely
-BATCH: Final = 64  # pieces taken at once
+RANGE: Final = 16 << 20  # bytes of data of which one digest is made; where one differs, it is looked at more closely
+BATCH: Final = 64  # most ranges asked for at once
+BATCH_BYTES: Final = 64 << 20  # the same in bytes of data; each batch takes the interpreter away from the copy
 WORKERS: Final = 2  # batches under way: while one is being compared, the target works on the next
-_POLL: Final = 0.01  # seconds between two looks for pieces that have been written
+_PATIENCE: Final = 0.1  # seconds that a batch is waited for to become a full one
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A piece that is on the target now, up to `RANGE` bytes of data or zeroes, and the digest that it has to have."""
+
+    piece: Piece
+    digest: str
+
+    @property
+    def data(self) -> int:
+        """Bytes of data."""
+        return self.piece.length if self.piece.kind is Kind.DATA else 0
 
 
 class Feed:
-    """Pieces on their way from a copy, which runs in threads, to a verification, which does not."""
+    """What is to be compared, on its way from the threads of a copy to a verification."""
 
-    def __init__(self, pieces: Iterable[Piece] = ()) -> None:
-        """Begin with these pieces."""
-        self._pieces = deque(pieces)
+    def __init__(self) -> None:
+        """An empty one, for the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._lock = threading.Lock()
+        self._items: deque[Expected] = deque()
+        self._data = 0  # bytes, of all items
         self._closed = False
 
-    @classmethod
-    def of(cls, pieces: Iterable[Piece]) -> Self:
-        """A feed of just these pieces."""
-        feed = cls(pieces)
-        feed.close()
-        return feed
-
-    def put(self, piece: Piece) -> None:
-        """Add a piece that is on the target now."""
-        self._pieces.append(piece)
+    def put(self, item: Expected) -> None:
+        """Add one; from any thread."""
+        with self._lock:
+            self._items.append(item)
+            self._data += item.data
+        self._loop.call_soon_threadsafe(self._changed.set)
 
     def close(self) -> None:
-        """There will be no more."""
+        """There will be no more; from any thread."""
         self._closed = True
+        self._loop.call_soon_threadsafe(self._changed.set)
 
-    async def take(self) -> list[Piece]:
-        """The next batch, a small one only at the end, neighbours joined; an empty list when there is nothing left."""
-        while len(self._pieces) < BATCH and not self._closed:
-            await asyncio.sleep(_POLL)
-        return _joined([self._pieces.popleft() for _ in range(min(BATCH, len(self._pieces)))])
+    async def take(self) -> list[Expected]:
+        """A batch, a small one only if no more comes soon; an empty list when there is nothing left."""
+        await self._until(lambda: bool(self._items))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await self._until(lambda: len(self._items) >= BATCH or self._data >= BATCH_BYTES)
+        batch: list[Expected] = []
+        data = 0
+        with self._lock:
+            while self._items and len(batch) < BATCH and data < BATCH_BYTES:
+                batch.append(self._items.popleft())
+                data += batch[-1].data
+            self._data -= data
+        return batch
+
+    async def _until(self, satisfied: Callable[[], bool]) -> None:
+        while not (satisfied() or self._closed):
+            self._changed.clear()
+            if not (satisfied() or self._closed):  # nor between the last look and `clear`
+                await self._changed.wait()
 
 
-def _joined(pieces: Sequence[Piece]) -> list[Piece]:
-    """The same bytes in order, data of up to `RANGE` bytes as one piece."""
-    joined: list[Piece] = []
-    for piece in sorted(pieces, key=lambda piece: piece.offset):
-        last = joined[-1] if joined else None
-        if (
-            last is not None
-            and last.kind is piece.kind is Kind.DATA
-            and last.offset + last.length == piece.offset
-            and last.length + piece.length <= RANGE
-        ):
-            joined[-1] = Piece(last.offset, last.length + piece.length, Kind.DATA)
-        else:
-            joined.append(piece)
-    return joined
+@dataclass(slots=True)
+class _Run:
+    """Neighbouring pieces of data that get one digest."""
+
+    offset: int
+    length: int = 0
+    digest: Any = field(default_factory=ALGORITHMS[ALGORITHM])
+    unanswered: int = 0  # pieces that are not on the target yet
+    complete: bool = False  # there will be no more pieces
+
+
+class Hasher:
+    """Hashes the pieces of an image just before they are sent, and feeds what is on the target to a verification.
+
+    Just before, since then the kernel sends bytes that are in the processor's cache.
+    """
+
+    def __init__(self, source: Source, feed: Feed) -> None:
+        """Hash pieces of `source`."""
+        self._source = source
+        self._feed = feed
+        self._lock = threading.Lock()
+        self._run = _Run(0)
+        self._runs: dict[int, _Run] = {}  # of every piece that is not on the target yet, by its offset
+
+    def sending(self, piece: Piece) -> None:
+        """A piece is about to be sent; by one thread at a time.
+
+        Raises:
+            OSError: the source failed.
+        """
+        run = self._run
+        if piece.kind is not Kind.DATA or piece.offset != run.offset + run.length:
+            self._complete(run)
+            run = self._run = _Run(piece.offset)
+        if piece.kind is Kind.DATA:
+            self._source.hash(run.digest, piece.offset, piece.length)
+            with self._lock:
+                run.length += piece.length
+                run.unanswered += 1
+                self._runs[piece.offset] = run
+            if run.length + UNIT > RANGE:
+                self._complete(run)
+                self._run = _Run(piece.offset + piece.length)
+
+    def written(self, piece: Piece) -> None:
+        """A piece is on the target now; from any thread."""
+        if piece.kind is not Kind.DATA:
+            self._feed.put(Expected(piece, zero_digest(ALGORITHM, piece.length)))
+            return
+        with self._lock:
+            run = self._runs.pop(piece.offset)
+            run.unanswered -= 1
+            self._put(run)
+
+    def close(self) -> None:
+        """There will be no more pieces."""
+        self._complete(self._run)
+        self._feed.close()
+
+    def _complete(self, run: _Run) -> None:
+        with self._lock:
+            run.complete = True
+            self._put(run)
+
+    def _put(self, run: _Run) -> None:
+        if run.complete and run.length and not run.unanswered:
+            self._feed.put(Expected(Piece(run.offset, run.length, Kind.DATA), str(run.digest.hexdigest())))
 
 
 class Verification:
-    """Compares pieces by their digests; the source's are made here, the target's by the target.
+    """Compares pieces by their digests; the source's come with them, the target's are made by the target.
 
     An asynchronous context manager. The target is asked how it can be verified when there is something to compare, so
     that a copy need not wait for that.
@@ -90,7 +174,6 @@ class Verification:
         self._advance = advance
         self._note = note
         self._verifier: Verifier | None = None
-        self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="digest")
 
     async def compare(self, feed: Feed) -> list[Piece]:
         """Compare all that a feed brings; the pieces that differ, each at most `UNIT` long.
@@ -104,46 +187,66 @@ class Verification:
         async with asyncio.TaskGroup() as group:
             for _ in range(WORKERS):
                 group.create_task(self._work(self._verifier, feed, different))
-        return await self._narrow(self._verifier, different)
+        return different
+
+    async def compare_all(self, pieces: Iterable[Piece]) -> list[Piece]:
+        """Compare pieces that nobody is writing; as `compare`."""
+        feed = Feed()
+        hasher = Hasher(self._source, feed)
+        stopping = threading.Event()
+
+        def hash_all() -> None:
+            for piece in pieces:
+                if stopping.is_set():
+                    return
+                hasher.sending(piece)
+                hasher.written(piece)
+            hasher.close()
+
+        hashing = asyncio.create_task(asyncio.to_thread(hash_all))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_result(hashing))
+                comparing = group.create_task(self.compare(feed))
+        finally:
+            stopping.set()
+            await asyncio.wait([hashing])  # it uses the source
+        return comparing.result()
 
     async def __aenter__(self) -> Self:
         """Nothing to do yet."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """End the threads, hang up."""
-        self._pool.shutdown(cancel_futures=True)
+        """Hang up."""
         if self._verifier is not None:
             await self._verifier.close()
 
     async def _work(self, verifier: Verifier, feed: Feed, different: list[Piece]) -> None:
         while batch := await feed.take():
-            different += await self._compare(verifier, batch)
+            for piece in await self._compare(verifier, batch):
+                different += await self._narrow(verifier, piece)
+            self._advance(sum(item.piece.length for item in batch))
 
-    async def _compare(self, verifier: Verifier, batch: Sequence[Piece]) -> list[Piece]:
-        loop = asyncio.get_running_loop()
-        ours = loop.run_in_executor(self._pool, self._digests, verifier.algorithm, batch)
-        theirs: list[str] = []
-        try:
-            async for digest in verifier.digests([(piece.offset, piece.length) for piece in batch]):
-                self._advance(batch[len(theirs)].length)
-                theirs.append(digest)
-        finally:
-            expected = await ours
-        return [piece for piece, have, want in zip(batch, theirs, expected, strict=True) if have != want]
+    async def _compare(self, verifier: Verifier, batch: Sequence[Expected]) -> list[Piece]:
+        digests = await verifier.digests([(item.piece.offset, item.piece.length) for item in batch])
+        return [item.piece for item, digest in zip(batch, digests, strict=True) if digest != item.digest]
 
-    def _digests(self, algorithm: str, batch: Sequence[Piece]) -> list[str]:
-        return [
-            self._source.digest(algorithm, piece.offset, piece.length)
-            if piece.kind is Kind.DATA
-            else zero_digest(algorithm, piece.length)
-            for piece in batch
-        ]
-
-    async def _narrow(self, verifier: Verifier, different: Sequence[Piece]) -> list[Piece]:
+    async def _narrow(self, verifier: Verifier, piece: Piece) -> list[Piece]:
         """Say more exactly, to the `UNIT` that it lies in, what differs."""
-        exact: list[Piece] = []
-        for piece in different:
-            parts = list(split(piece.offset, piece.offset + piece.length, UNIT, piece.kind))
-            exact += parts if len(parts) == 1 else await self._compare(verifier, parts)
-        return exact
+        parts = list(split(piece.offset, piece.offset + piece.length, UNIT, piece.kind))
+        if len(parts) == 1:
+            return parts
+        expected = await asyncio.to_thread(lambda: [Expected(part, self._digest(part)) for part in parts])
+        return await self._compare(verifier, expected)
+
+    def _digest(self, piece: Piece) -> str:
+        if piece.kind is not Kind.DATA:
+            return zero_digest(ALGORITHM, piece.length)
+        digest = ALGORITHMS[ALGORITHM]()
+        self._source.hash(digest, piece.offset, piece.length)
+        return str(digest.hexdigest())
+
+
+async def _result(task: asyncio.Task[None]) -> None:
+    await asyncio.shield(task)

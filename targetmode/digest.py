@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -20,7 +21,7 @@ class Digester:
     def __init__(self) -> None:
         """Use as many threads as there are processors for this process."""
         self._threads = len(os.sched_getaffinity(0))
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="digest")
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="digest", initializer=_give_way)
 
     async def digests(
         self, fd: int, start: int, algorithm: str, ranges: Sequence[tuple[int, int]]
@@ -67,3 +68,9 @@ class Digester:
     ) -> None:
         """Close."""
         self.close()
+
+
+def _give_way() -> None:
+    """Let this thread have only what the connections leave of the processors: they are what a copy waits for."""
+    with suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from nbd.backend import Extent
 from nbd.connection import FileRange
@@ -32,8 +32,8 @@ class Source(Protocol):
         """A range as something that the kernel can send without it passing through here."""
         ...
 
-    def digest(self, algorithm: str, offset: int, length: int) -> str:
-        """The digest of a range, in lower-case hexadecimal; may be called from several threads.
+    def hash(self, digest: Any, offset: int, length: int) -> None:
+        """Feed a range to a digest, by its `update`; may be called from several threads.
 
         Raises:
             OSError: the source failed, or ends inside the range.

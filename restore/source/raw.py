@@ -10,12 +10,11 @@ import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from nbd.backend import Extent, FileBackend
 from nbd.connection import FileRange
 from restore.errors import Refused
-from targetmode.disks.media import ALGORITHMS
 from targetmode.disks.preflight import PreflightError, claim, uses
 
 PIECE: Final = 256 << 10
@@ -61,12 +60,11 @@ class RawSource:
         """A range of the open file."""
         return FileRange(self._backend.fd, offset)
 
-    def digest(self, algorithm: str, offset: int, length: int) -> str:
-        """Hash a range, which was sent a moment ago and is likely still in the cache."""
+    def hash(self, digest: Any, offset: int, length: int) -> None:
+        """Feed a range to a digest, through a buffer small enough for the processor's cache."""
         buffer = getattr(self._local, "buffer", None)
         if buffer is None:
             buffer = self._local.buffer = memoryview(mmap.mmap(-1, PIECE))
-        digest = ALGORITHMS[algorithm]()
         while length:
             count = os.preadv(self._backend.fd, [buffer[: min(length, PIECE)]], offset)
             if count == 0:
@@ -74,7 +72,6 @@ class RawSource:
             digest.update(buffer[:count])
             offset += count
             length -= count
-        return str(digest.hexdigest())
 
     def close(self) -> None:
         """Close it."""

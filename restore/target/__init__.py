@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, Protocol
 
 from nbd.backend import Extent
 from nbd.client import Operation
 
+ALGORITHM: Final = "xxh3-128"  # of the digests that are compared; one of `targetmode.disks.media.ALGORITHMS`
+
 
 class Target(Protocol):
-    """Something that an image can be written to. Its methods block, but for `digests`.
+    """Something that an image can be written to. Its methods block, but for `verifier`.
 
     Attributes:
         name: for people.
@@ -60,13 +62,8 @@ class Target(Protocol):
 class Verifier(Protocol):
     """Tells digests of what is on a target."""
 
-    @property
-    def algorithm(self) -> str:
-        """The digest's name in `targetmode.disks.media.ALGORITHMS`."""
-        ...
-
-    def digests(self, ranges: Sequence[tuple[int, int]]) -> AsyncIterator[str]:
-        """The digests of ranges, in order, as they become known.
+    async def digests(self, ranges: Sequence[tuple[int, int]]) -> list[str]:
+        """The digests of ranges by `ALGORITHM`, in lower-case hexadecimal; may be awaited by several tasks at once.
 
         Raises:
             RestoreError, NBDError, OSError: they cannot be had.

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Final
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPException
+from typing import Final
 
 from restore.errors import RestoreError
-from restore.target import Verifier
+from restore.target import ALGORITHM, Verifier
 from targetmode import api
 
-if TYPE_CHECKING:
-    import aiohttp
-
 _ATTEMPTS: Final = 5  # to get the digests of one request
+_CONNECT_TIMEOUT: Final = 10.0  # seconds
+_MOST: Final = 1 << 20  # bytes of an answer
 
 
 class ControlLost(RestoreError):
@@ -25,15 +27,17 @@ class ControlLost(RestoreError):
 class ControlVerifier:
     """A client of one export's digests."""
 
-    algorithm = "xxh3-128"
-
     def __init__(self, host: str, address: api.ControlAddress, export: str, timeout: float) -> None:
         """Prepare; `open` has to be called first."""
-        self._base = f"http://{f'[{host}]' if ':' in host else host}:{address.port}"
+        self._host = host
         self._address = address
-        self._export = export
+        self._path = api.digests_path(export)
         self._timeout = timeout
-        self._session: aiohttp.ClientSession | None = None
+        self._base = f"http://{f'[{host}]' if ':' in host else host}:{address.port}"
+        self._lock = threading.Lock()
+        self._idle: list[HTTPConnection] = []
+        self._busy: set[HTTPConnection] = set()
+        self._closed = False
 
     async def open(self) -> None:
         """Make sure that the control API is there and belongs to the server that we write to.
@@ -41,45 +45,66 @@ class ControlVerifier:
         Raises:
             RestoreError: it is not.
         """
-        import aiohttp
-
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=min(self._timeout, 10.0), sock_read=self._timeout)
-        self._session = aiohttp.ClientSession(timeout=limits, trust_env=False)
         try:
-            async with self._session.get(self._base + api.EXPORTS) as response:
-                answer = api.ExportsAnswer.from_json(await response.json())
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            await self.close()
+            answer = api.ExportsAnswer.from_json(json.loads(await asyncio.to_thread(self._ask, "GET", api.EXPORTS)))
+        except (HTTPException, OSError, ValueError) as error:
             raise RestoreError(f"the control API at {self._base} cannot be used ({_say(error)})") from None
         if answer.session != self._address.session:
-            await self.close()
             raise RestoreError(f"the control API at {self._base} belongs to another server")
 
-    async def digests(self, ranges: Sequence[tuple[int, int]]) -> AsyncIterator[str]:
+    async def digests(self, ranges: Sequence[tuple[int, int]]) -> list[str]:
         """Ask for ranges, and check that the answers are for them, in order."""
-        import aiohttp
-
-        assert self._session is not None
-        body = api.DigestRequest(self.algorithm, list(ranges)).to_json()
-        expected = iter(ranges)
+        body = json.dumps(api.DigestRequest(ALGORITHM, list(ranges)).to_json()).encode()
         try:
-            async with self._session.post(self._base + api.digests_path(self._export), json=body) as response:
-                async for line in response.content:
-                    told = api.DigestLine.from_json(json.loads(line))
-                    if (told.offset, told.length) != next(expected, None):
-                        raise RestoreError(f"{self._base}: a digest of another range than was asked for")
-                    yield told.digest
+            answer = await asyncio.to_thread(self._ask, "POST", self._path, body)
+            told = [api.DigestLine.from_json(json.loads(line)) for line in answer.splitlines()]
         except (TimeoutError, ValueError) as error:
             raise RestoreError(f"{self._base}: the target's digests cannot be had: {_say(error)}") from None
-        except aiohttp.ClientError as error:
+        except (HTTPException, OSError) as error:
             raise ControlLost(f"the control API at {self._base} is gone ({_say(error)})") from None
-        if next(expected, None) is not None:
-            raise RestoreError(f"{self._base}: fewer digests than were asked for")
+        if [(line.offset, line.length) for line in told] != list(ranges):
+            raise RestoreError(f"{self._base}: the digests of other ranges than were asked for")
+        return [line.digest for line in told]
 
     async def close(self) -> None:
-        """Hang up."""
-        if self._session is not None:
-            await self._session.close()
+        """Hang up, also on what another thread waits for."""
+        with self._lock:
+            self._closed = True
+            for connection in self._idle:
+                connection.close()
+            for connection in self._busy:
+                if connection.sock is not None:
+                    with suppress(OSError):
+                        connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        """One request, on a connection that is kept for the next; raises HTTPException, OSError."""
+        with self._lock:
+            if self._closed:
+                raise ConnectionAbortedError("closed")
+            fresh = not self._idle
+            connection = self._idle.pop() if self._idle else HTTPConnection(self._host, self._address.port)
+            self._busy.add(connection)
+        kept = False
+        try:
+            if fresh:
+                connection.timeout = min(self._timeout, _CONNECT_TIMEOUT)
+                connection.connect()
+                connection.sock.settimeout(self._timeout)
+            connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+            response = connection.getresponse()
+            answer = response.read(_MOST)
+            if len(answer) == _MOST:
+                raise ValueError("the answer is longer than it may be")
+            kept = not response.will_close
+            return answer
+        finally:
+            with self._lock:
+                self._busy.discard(connection)
+                if kept and not self._closed:
+                    self._idle.append(connection)
+                else:
+                    connection.close()
 
 
 class LastingVerifier:
@@ -97,29 +122,19 @@ class LastingVerifier:
         self._verifiers: list[Verifier] = []  # all so far; the last is in use
         self._lock = asyncio.Lock()
 
-    @property
-    def algorithm(self) -> str:
-        """That of the verifier in use."""
-        return self._verifiers[-1].algorithm
-
     async def open(self) -> None:
         """Find the first verifier; raises what `find` raises."""
         self._verifiers.append(await self._find(False))
 
-    async def digests(self, ranges: Sequence[tuple[int, int]]) -> AsyncIterator[str]:
-        """The digests of ranges; those that were not answered are asked for again."""
-        left = deque(ranges)
-        for attempt in range(_ATTEMPTS):
+    async def digests(self, ranges: Sequence[tuple[int, int]]) -> list[str]:
+        """The digests of ranges, from whoever can tell them now."""
+        for _ in range(_ATTEMPTS - 1):
             verifier = self._verifiers[-1]
             try:
-                async for digest in verifier.digests(tuple(left)):
-                    left.popleft()
-                    yield digest
-                return
+                return await verifier.digests(ranges)
             except ControlLost as error:
-                if attempt == _ATTEMPTS - 1:
-                    raise
                 await self._replace(verifier, error)
+        return await self._verifiers[-1].digests(ranges)
 
     async def close(self) -> None:
         """Leave them all."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from nbd.backend import FileBackend
@@ -14,7 +14,7 @@ from nbd.connection import FileRange
 from nbd.errors import ConnectionLost
 from nbd.wire import Command
 from restore.errors import Refused
-from restore.target import Verifier, zero_ranges
+from restore.target import ALGORITHM, Verifier, zero_ranges
 from targetmode.disks.layout import fd_reader
 from targetmode.disks.media import MediaReader
 from targetmode.disks.preflight import NotADisk, PreflightError, claim
@@ -98,14 +98,11 @@ class LocalTarget:
 
 
 class _MediaVerifier:
-    algorithm = "xxh3-128"
-
     def __init__(self, fd: int) -> None:
         self._reader = MediaReader(fd)
 
-    async def digests(self, ranges: Sequence[tuple[int, int]]) -> AsyncIterator[str]:
-        for offset, length in ranges:
-            yield await asyncio.to_thread(self._reader.digest, self.algorithm, offset, length)
+    async def digests(self, ranges: Sequence[tuple[int, int]]) -> list[str]:
+        return [await asyncio.to_thread(self._reader.digest, ALGORITHM, offset, length) for offset, length in ranges]
 
     async def close(self) -> None:
         self._reader.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from nbd.client import REFUSED_LIMIT, Client, Operation
@@ -14,7 +14,7 @@ from nbd.errors import NBDError, OptionRefused
 from nbd.uri import NBDURI
 from nbd.wire import Command, Rep, TransmissionFlag
 from restore.errors import Refused, RestoreError
-from restore.target import Verifier, zero_ranges
+from restore.target import ALGORITHM, Verifier, zero_ranges
 from restore.target.control import ControlVerifier, LastingVerifier
 from restore.target.fitting import Fitting, blocks_around, read_any
 from targetmode import api
@@ -219,18 +219,15 @@ def _control_address(client: Client) -> api.ControlAddress | None:
 class ReadBackVerifier:
     """Digests of what a connection of its own reads back: for servers without a control API."""
 
-    algorithm = "xxh3-128"
-
     def __init__(self, client: Client) -> None:
         """Take over a connection."""
         self._client = client
         self._lock = threading.Lock()  # a connection is for one thread
         self._most = min(1 << 20, client.export.sizes.maximum)
 
-    async def digests(self, ranges: Sequence[tuple[int, int]]) -> AsyncIterator[str]:
+    async def digests(self, ranges: Sequence[tuple[int, int]]) -> list[str]:
         """Read and hash, range by range."""
-        for offset, length in ranges:
-            yield await asyncio.to_thread(self._digest, offset, length)
+        return [await asyncio.to_thread(self._digest, offset, length) for offset, length in ranges]
 
     async def close(self) -> None:
         """Leave in good order, or as can be while a thread is still reading."""
@@ -240,7 +237,7 @@ class ReadBackVerifier:
             self._client.abort()
 
     def _digest(self, offset: int, length: int) -> str:
-        digest = ALGORITHMS[self.algorithm]()
+        digest = ALGORITHMS[ALGORITHM]()
         with self._lock:
             while length:
                 count = min(length, STEP)

@@ -68,7 +68,7 @@ def test_at_any_moment(round_: int, image: Path, disk: Path, server: Serving, tm
     if local:
         target.write_bytes(pattern(SIZE, seed=4))
     before = target.read_bytes()
-    command = words(image, target if local else server.uri(), "--max-rate=40M", f"--connections={1 + round_ % 2}")
+    command = words(image, target if local else server.uri(), "--max-rate=25M", f"--connections={1 + round_ % 2}")
     with started(*command, directory=tmp_path) as run:
         wait_until(lambda: "Validating" in run.out, "its beginning")
         time.sleep(dice.uniform(0, 0.9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import random
 import socket
 import threading
@@ -501,6 +502,21 @@ def test_abort_while_connecting_again() -> None:
         with pytest.raises(ConnectionLost):
             client.flush()
         assert time.monotonic() - started < 3
+
+
+def test_operations_that_fail_to_come_leave_the_client_in_step(server: Exporting, disk: Path) -> None:
+    def failing() -> Iterator[Operation]:
+        yield from itertools.islice(writes(b"w" * MIB), 5)
+        raise OSError(errno.EIO, "the source is gone")
+
+    done: list[int] = []
+    client = connect(server.uri)
+    with pytest.raises(OSError, match="the source is gone"):
+        client.run(failing(), done=lambda operation: done.append(operation.offset))
+    assert sorted(done) == [number * 64 * KIB for number in range(5)]
+    client.zero(0, 64 * KIB)
+    assert client.read(0, 128 * KIB) == bytes(64 * KIB) + b"w" * 64 * KIB
+    client.disconnect()
 
 
 def test_a_source_that_shrinks(server: Exporting, tmp_path: Path) -> None:

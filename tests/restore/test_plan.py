@@ -139,8 +139,8 @@ class FakeSource:
     def payload(self, offset: int, length: int) -> FileRange:
         return FileRange(99, offset)
 
-    def digest(self, algorithm: str, offset: int, length: int) -> str:
-        return ""
+    def hash(self, digest: object, offset: int, length: int) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -2,40 +2,99 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+from collections.abc import Iterator
+from typing import Any
 
+import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nbd.backend import Extent
+from nbd.connection import FileRange
 from restore.plan import UNIT, Kind, Piece
-from restore.verify import BATCH, RANGE, Feed, _joined
+from restore.verify import BATCH, BATCH_BYTES, RANGE, Expected, Feed, Hasher
 from tests.support import examples
 
 MIB = 1 << 20
 
-kinds = st.sampled_from(Kind)
-pieces = st.lists(st.tuples(st.integers(0, 2), st.integers(1, UNIT), kinds), max_size=40)
+
+class Memory:
+    """A source whose bytes are in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self.name = "memory"
+        self.data = data
+        self.size = len(data)
+
+    def extents(self) -> Iterator[Extent]:
+        return iter([Extent(self.size, hole=False, zero=False)])
+
+    def payload(self, offset: int, length: int) -> FileRange:
+        raise NotImplementedError
+
+    def hash(self, digest: Any, offset: int, length: int) -> None:
+        if offset + length > self.size:
+            raise OSError(5, "the source ends")
+        digest.update(self.data[offset : offset + length])
+
+    def close(self) -> None:
+        pass
+
+
+DATA = random.Random(1).randbytes(40 * MIB)
+pieces = st.lists(st.tuples(st.sampled_from([0, 0, 0, 1]), st.integers(1, UNIT), st.sampled_from(Kind)), max_size=40)
+
+
+async def everything(feed: Feed) -> list[Expected]:
+    found: list[Expected] = []
+    while batch := await feed.take():
+        found += batch
+    return found
 
 
 @given(pieces, st.randoms(use_true_random=False))
-@examples(300)
-def test_joined(given: list[tuple[int, int, Kind]], order: random.Random) -> None:
-    position, before = 0, []
+@examples(150)
+def test_hasher_feeds_every_byte_once_and_with_its_digest(
+    given: list[tuple[int, int, Kind]], order: random.Random
+) -> None:
+    position, todo = 0, []
     for gap, length, kind in given:
-        before.append(Piece(position + gap, length, kind))
+        todo.append(Piece(position + gap, length, kind))
         position += gap + length
-    mixed = list(before)
-    order.shuffle(mixed)
-    after = _joined(mixed)
-    assert bounds(after) == bounds(before)
-    assert [p for p in after if p.kind is not Kind.DATA] == [p for p in before if p.kind is not Kind.DATA]
-    assert all(piece.length <= max(RANGE, UNIT) for piece in after)
-    assert after == sorted(after, key=lambda piece: piece.offset)
+
+    async def run() -> list[Expected]:
+        feed = Feed()
+        hasher = Hasher(Memory(DATA), feed)
+        unanswered: list[Piece] = []
+        for piece in todo:
+            hasher.sending(piece)
+            unanswered.append(piece)
+            while len(unanswered) > order.randrange(8):  # answers come in any order
+                hasher.written(unanswered.pop(order.randrange(len(unanswered))))
+        hasher.close()
+        order.shuffle(unanswered)
+        for piece in unanswered:
+            hasher.written(piece)
+        return await everything(feed)
+
+    found = asyncio.run(run())
+    assert bounds([item.piece for item in found]) == bounds(todo)
+    assert sum(item.data for item in found) == sum(piece.length for piece in todo if piece.kind is Kind.DATA)
+    others = [item.piece for item in found if item.piece.kind is not Kind.DATA]
+    assert sorted(others, key=str) == sorted((p for p in todo if p.kind is not Kind.DATA), key=str)
+    for item in found:
+        at, length = item.piece.offset, item.piece.length
+        assert item.data <= RANGE
+        content = DATA[at : at + length] if item.data else bytes(length)
+        assert item.digest == xxhash.xxh3_128_hexdigest(content)
 
 
 def bounds(pieces: list[Piece]) -> list[tuple[int, int]]:
-    """The runs of data: neighbours as one."""
+    """The runs of data, in order: neighbours as one."""
     runs: list[tuple[int, int]] = []
-    for piece in pieces:
+    for piece in sorted(pieces, key=lambda piece: piece.offset):
         if piece.kind is Kind.DATA:
             if runs and runs[-1][1] == piece.offset:
                 runs[-1] = (runs[-1][0], piece.offset + piece.length)
@@ -45,22 +104,84 @@ def bounds(pieces: list[Piece]) -> list[tuple[int, int]]:
 
 
 def test_whole_units_become_whole_ranges() -> None:
-    units = [Piece(number * UNIT, UNIT, Kind.DATA) for number in range(20)]
-    assert [piece.length // MIB for piece in _joined(units)] == [8, 8, 4]
+    async def run() -> list[int]:
+        feed = Feed()
+        hasher = Hasher(Memory(DATA), feed)
+        for number in range(40):
+            piece = Piece(number * UNIT, UNIT, Kind.DATA)
+            hasher.sending(piece)
+            hasher.written(piece)
+        hasher.close()
+        return [item.piece.length // MIB for item in await everything(feed)]
+
+    assert asyncio.run(run()) == [16, 16, 8]
+
+
+def test_a_range_is_fed_only_when_all_of_it_is_written() -> None:
+    async def run() -> None:
+        feed = Feed()
+        hasher = Hasher(Memory(DATA), feed)
+        first, second = Piece(0, UNIT, Kind.DATA), Piece(UNIT, UNIT, Kind.DATA)
+        hasher.sending(first)
+        hasher.sending(second)
+        hasher.written(second)
+        hasher.sending(Piece(2 * UNIT, UNIT, Kind.ZERO))
+        waiting = asyncio.create_task(feed.take())
+        await asyncio.sleep(0.2)
+        assert not waiting.done()
+        hasher.written(first)
+        assert [item.piece for item in await waiting] == [Piece(0, 2 * UNIT, Kind.DATA)]
+
+    asyncio.run(run())
+
+
+def test_hasher_raises_what_the_source_raises() -> None:
+    async def run() -> None:
+        hasher = Hasher(Memory(DATA[:UNIT]), Feed())
+        hasher.sending(Piece(0, UNIT, Kind.DATA))
+        with pytest.raises(OSError, match="the source ends"):
+            hasher.sending(Piece(UNIT, UNIT, Kind.DATA))
+
+    asyncio.run(run())
+
+
+def expected(length: int, kind: Kind = Kind.DATA) -> Expected:
+    return Expected(Piece(0, length, kind), "")
 
 
 def test_feed_gives_batches_and_then_the_rest() -> None:
     async def run() -> None:
         feed = Feed()
-        for number in range(BATCH + 1):
-            feed.put(Piece(2 * number, 1, Kind.DATA))
+        for _ in range(BATCH + 1):
+            feed.put(expected(1, Kind.ZERO))
         assert len(await feed.take()) == BATCH
         waiting = asyncio.create_task(feed.take())
-        await asyncio.sleep(0.05)
-        assert not waiting.done()  # one is no batch while there may be more
-        feed.close()
+        await asyncio.sleep(0.02)
+        assert not waiting.done()  # one is no batch while more may come soon
         assert len(await waiting) == 1
-        assert await feed.take() == []
-        assert await Feed.of([]).take() == []
+        for _ in range(2 * BATCH_BYTES // RANGE + 1):
+            feed.put(expected(RANGE))
+        feed.close()
+        assert [len(await feed.take()) for _ in range(4)] == [BATCH_BYTES // RANGE, BATCH_BYTES // RANGE, 1, 0]
+
+    asyncio.run(run())
+
+
+def test_feed_takes_from_other_threads() -> None:
+    async def run() -> None:
+        feed = Feed()
+
+        def work() -> None:
+            for _ in range(1000):
+                feed.put(expected(1))
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        takers = [asyncio.create_task(everything(feed)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            await asyncio.to_thread(thread.join)
+        feed.close()
+        assert sum(map(len, await asyncio.gather(*takers))) == 4000
 
     asyncio.run(run())
