@@ -182,7 +182,7 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     parser.add_argument(
-        "--connections", type=_count, default=1, metavar="N", help="NBD connections, where the server allows it (1)"
+        "--connections", type=_count, metavar="N", help="NBD connections, where the server allows it (what suits it)"
     )
     parser.add_argument(
         "--timeout", type=_seconds, default=60.0, metavar="N", help="give up after N seconds without movement (60)"

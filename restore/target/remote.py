@@ -21,6 +21,7 @@ from targetmode import api
 from targetmode.disks.media import ALGORITHMS
 
 DEPTH: Final = 4  # requests in flight on each connection
+OTHERS: Final = 2  # connections to servers that are not ours, and that read payloads of different connections at once
 STEP: Final = 8 << 20  # bytes read back and hashed at a time
 
 
@@ -35,7 +36,7 @@ class RemoteTarget:
         self,
         uri: NBDURI,
         *,
-        connections: int = 1,
+        connections: int | None = None,
         timeout: float,
         notify: Callable[[str], None],
         read_only: bool = False,
@@ -44,7 +45,7 @@ class RemoteTarget:
 
         Args:
             uri: the export.
-            connections: how many to use, where the server allows more than one.
+            connections: how many to use, where the server allows more than one; None for what suits the server.
             timeout: seconds without movement after which the other side counts as gone.
             notify: told in one line when a connection is lost and when it is back.
             read_only: the target is only to be read.
@@ -63,6 +64,8 @@ class RemoteTarget:
         if export.flags & TransmissionFlag.READ_ONLY and not read_only:
             self.close()
             raise Refused(f"{uri} is exported read-only")
+        if connections is None:
+            connections = 1 if any(c.startswith(api.NAMESPACE) for c in export.contexts) else OTHERS
         if export.flags & TransmissionFlag.CAN_MULTI_CONN:
             for _ in range(connections - 1):
                 self._connect()
