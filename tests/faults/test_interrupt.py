@@ -163,7 +163,7 @@ def test_a_server_that_does_not_come_back(image: Path, disk: Path, tmp_path: Pat
         while sock.recv(1 << 20):
             pass
 
-    with scripted(cut, silence) as uri, started(*words(image, uri), directory=tmp_path) as run:
+    with scripted(cut, silence) as uri, started(*words(image, uri, "--connections=1"), directory=tmp_path) as run:
         wait_until(lambda: "connecting again" in run.out, "the attempt to connect again")
         time.sleep(0.3)
         result = interrupt(run, seconds=6)
