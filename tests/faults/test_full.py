@@ -1,0 +1,137 @@
+"""Targets that have no room, that fail, that shrink; and sources that shrink: one line that says where, and no hang.
+
+Debian packages: mount nbdkit util-linux.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.restore.engine import MIB, Running, failed, nbdkit, started
+from tests.serving import pattern, run, serving
+from tests.support import loop_device, small_filesystem, wait_until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for file systems and loop devices")
+
+SIZE = 24 * MIB
+ROOM = 12 * MIB
+RATE = "--max-rate=40M"
+PLACES = pytest.mark.parametrize("place", ["served", "nbdkit", "local"])
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "source.img"
+    path.write_bytes(pattern(SIZE))
+    return path
+
+
+@contextmanager
+def target(place: str, disk: Path, directory: Path) -> Iterator[str]:
+    """The disk as `asr` sees it: behind our server, behind nbdkit, or as it is."""
+    with ExitStack() as stack:
+        if place == "local":
+            yield str(disk)
+        elif place == "nbdkit":
+            yield stack.enter_context(nbdkit("file", disk, directory=directory))
+        else:
+            options = ("--listen=127.0.0.1:0", "--control=127.0.0.1:0")
+            yield stack.enter_context(
+                serving(disk, options=options, errors=directory / "errors", clean=False)
+            ).uri()
+
+
+@contextmanager
+def restoring(image: Path, where: str, *options: str) -> Iterator[Running]:
+    words = ("restore", "--source", image, "--target", where, "--erase", "--noprompt", *options)
+    with started(*words, directory=image.parent) as asr:
+        yield asr
+
+
+def halfway(asr: Running) -> None:
+    wait_until(lambda: "....20" in asr.out or asr.process.poll() is not None, "a fifth of it")
+    assert asr.process.poll() is None, asr.out
+
+
+def check_left_empty(message: str, where: str, disk: Path) -> None:
+    assert message.endswith(f"; {where} is left empty"), message
+    assert "Errno" not in message, message
+    with disk.open("rb") as file:
+        assert file.read(MIB) == bytes(MIB)
+
+
+def offset_in(message: str) -> int:
+    """The offset that a message names."""
+    found = re.search(r"(?:offset|byte) ([0-9]+)", message)
+    assert found is not None, message
+    return int(found[1])
+
+
+@PLACES
+@pytest.mark.parametrize("options", [(), ("--noverify",)])
+def test_no_room(place: str, options: tuple[str, ...], image: Path, tmp_path: Path) -> None:
+    """The target is a sparse file on a file system that is smaller."""
+    with small_filesystem(tmp_path / "small", ROOM) as directory:
+        disk = directory / "disk.img"
+        with disk.open("wb") as file:
+            file.truncate(SIZE)
+        with target(place, disk, tmp_path) as where, restoring(image, where, *options) as asr:
+            message = failed(asr.end())
+            print(message)
+            check_left_empty(message, where, disk)
+    assert "No space left on device" in message
+    assert ROOM - MIB <= offset_in(message) <= ROOM + 4 * MIB
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [("EIO", "Input/output error"), ("ENOSPC", "No space left on device")]
+)
+def test_writes_that_fail_now_and_then(error: str, said: str, image: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(pattern(SIZE, seed=2))
+    plugin = ("--filter=error", "file", disk, f"error={error}", "error-pwrite-rate=30%")
+    with nbdkit(*plugin, directory=tmp_path) as where, restoring(image, where) as asr:
+        message = failed(asr.end())
+    print(message)
+    check_left_empty(message, where, disk)
+    assert f": {said}" in message
+    assert re.match(rf"WRITE of {MIB} bytes at offset [0-9]+ failed: ", message)
+
+
+@PLACES
+def test_device_that_shrinks(place: str, image: Path, tmp_path: Path) -> None:
+    """A loop device that is suddenly half as large."""
+    backing = tmp_path / "disk.img"
+    backing.write_bytes(pattern(SIZE, seed=2))
+    with (
+        loop_device(backing) as disk,
+        target(place, disk, tmp_path) as where,
+        restoring(image, where, RATE) as asr,
+    ):
+        halfway(asr)
+        os.truncate(backing, ROOM)
+        run("losetup", "--set-capacity", disk)
+        message = failed(asr.end())
+        print(message)
+        check_left_empty(message, where, backing)
+    assert offset_in(message) >= MIB
+
+
+@PLACES
+@pytest.mark.parametrize("options", [(), ("--noverify",)])
+def test_source_that_shrinks(place: str, options: tuple[str, ...], image: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(pattern(SIZE, seed=2))
+    with target(place, disk, tmp_path) as where, restoring(image, where, RATE, *options) as asr:
+        halfway(asr)
+        os.truncate(image, 20 * MIB + 5)
+        message = failed(asr.end())
+    print(message)
+    check_left_empty(message, where, disk)
+    assert "the source ends at offset 20971525, earlier than it did at the start" in message
