@@ -42,8 +42,9 @@ class RequestFailed(NBDError):
     """
 
     def __init__(self, errno: int, command: str, offset: int, length: int, message: str = "") -> None:
-        detail = f": {message}" if message else ""
-        super().__init__(f"{command} of {length} bytes at offset {offset} failed: {os.strerror(errno)}{detail}")
+        reason = os.strerror(errno)
+        detail = f": {message}" if message and message != reason else ""
+        super().__init__(f"{command} of {length} bytes at offset {offset} failed: {reason}{detail}")
         self.errno = errno
         self.command = command
         self.offset = offset

@@ -29,6 +29,11 @@ class Differences(RestoreError):
         self.ranges = join(ranges)
 
 
+def say(error: BaseException) -> str:
+    """What an error says, without the number that `str()` puts before an OSError's words."""
+    return str(isinstance(error, OSError) and error.strerror or error)
+
+
 def join(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """The same bytes as as few ranges as can be, in order."""
     joined: list[tuple[int, int]] = []

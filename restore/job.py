@@ -21,7 +21,7 @@ from typing import Final, NoReturn, TypeVar
 from nbd.client import Operation
 from nbd.errors import NBDError
 from nbd.wire import Command
-from restore.errors import Differences, Refused, RestoreError, join
+from restore.errors import Differences, Refused, RestoreError, join, say
 from restore.plan import HEAD, Kind, KnownZeroes, Piece, cut, operation, throttle
 from restore.report import RESTORING, VERIFYING, Report
 from restore.source import Source
@@ -88,9 +88,9 @@ async def verify(open_target: Callable[[], Target], open_source: Callable[[], So
                 with _showing(progress):
                     different = await check.compare_all(cut(source.extents(), 0, source.size))
         except _FAILURES as error:
-            raise RestoreError(f"the comparison failed: {error}") from error
+            raise RestoreError(f"the comparison failed: {say(error)}") from error
         except ExceptionGroup as group:
-            raise RestoreError(f"the comparison failed: {_first(group)}") from group
+            raise RestoreError(f"the comparison failed: {say(_first(group))}") from group
         progress.complete(VERIFYING)
         if different:
             ranges = join([(piece.offset, piece.length) for piece in different])
@@ -150,7 +150,7 @@ class _Restore:
         try:
             contents = await asyncio.to_thread(self._target.contents)
         except (NBDError, OSError) as error:
-            contents = f"unreadable: {error}"
+            contents = f"unreadable: {say(error)}"
         question = f"Erase contents of {self._target.name} ({format_size(self._target.size)}, {contents})?"
         if not await asyncio.to_thread(self._settings.confirm, question):
             raise Refused("not erased; nothing was touched")
@@ -265,7 +265,7 @@ class _Restore:
         state = await emptying
         if isinstance(error, Differences):
             raise Differences(f"{error}; {state}", error.ranges) from error
-        raise RestoreError(f"{error}; {state}") from error
+        raise RestoreError(f"{say(error)}; {state}") from error
 
     async def _leave_empty(self) -> str:
         """See to it that the target does not look like a disk; what it looks like, as a clause."""
@@ -273,7 +273,7 @@ class _Restore:
             try:
                 await asyncio.to_thread(self._zero_head)
             except (NBDError, OSError) as error:
-                return f"{self._target.name} could not be emptied ({error}): do not use what is on it"
+                return f"{self._target.name} could not be emptied ({say(error)}): do not use what is on it"
         elif not self._erased:
             return f"{self._target.name} may still hold what was on it"
         return f"{self._target.name} is left empty"

@@ -10,8 +10,8 @@ from typing import Final
 
 from nbd.backend import FileBackend
 from nbd.client import Operation
-from nbd.connection import FileRange
-from nbd.errors import ConnectionLost
+from nbd.connection import FileRange, PayloadError
+from nbd.errors import ConnectionLost, RequestFailed
 from nbd.wire import Command
 from restore.errors import Refused
 from restore.target import ALGORITHM, Verifier, zero_ranges
@@ -60,17 +60,27 @@ class LocalTarget:
         for operation in operations:
             if self._aborted:
                 raise ConnectionLost("interrupted")
-            if operation.command == Command.WRITE_ZEROES:
-                self._backend.zero(operation.offset, operation.length, may_trim=True)
-            elif isinstance(operation.data, FileRange):
-                self._copy(operation.data, operation.offset, operation.length)
-            elif operation.data is not None:
-                self._backend.write(operation.data, operation.offset)
+            try:
+                self._carry_out(operation)
+            except OSError as error:
+                name = Command(operation.command).name
+                raise RequestFailed(error.errno or 0, name, operation.offset, operation.length) from None
             done(operation)
+
+    def _carry_out(self, operation: Operation) -> None:
+        if operation.command == Command.WRITE_ZEROES:
+            self._backend.zero(operation.offset, operation.length, may_trim=True)
+        elif isinstance(operation.data, FileRange):
+            self._copy(operation.data, operation.offset, operation.length)
+        elif operation.data is not None:
+            self._backend.write(operation.data, operation.offset)
 
     def flush(self) -> None:
         """Sync the file or device."""
-        self._backend.flush()
+        try:
+            self._backend.flush()
+        except OSError as error:
+            raise OSError(error.errno, f"the data written could not be brought to the disk: {error.strerror}") from None
 
     async def verifier(self, note: Callable[[str], None]) -> Verifier:
         """Reads the media past the cache."""
@@ -88,9 +98,12 @@ class LocalTarget:
     def _copy(self, source: FileRange, offset: int, length: int) -> None:
         position = source.offset
         while length:
-            count = os.preadv(source.fd, [self._buffer[: min(length, PIECE)]], position)
+            try:
+                count = os.preadv(source.fd, [self._buffer[: min(length, PIECE)]], position)
+            except OSError as error:
+                raise PayloadError(f"reading the source at offset {position} failed: {error.strerror}") from None
             if count == 0:
-                raise OSError(5, f"the source ends at offset {position}, earlier than it did at the start")
+                raise PayloadError(f"the source ends at offset {position}, earlier than it did at the start")
             self._backend.write(self._buffer[:count], offset)
             position += count
             offset += count

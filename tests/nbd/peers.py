@@ -395,11 +395,26 @@ class MemoryDisk:
 
 
 class Proxy:
-    """A TCP proxy that cuts its connections after so many bytes in either direction, and goes on accepting."""
+    """A TCP proxy that cuts its connections after so many bytes in either direction, and goes on accepting.
 
-    def __init__(self, upstream: Address, budgets: Iterator[int | None]) -> None:
+    Attributes:
+        holding: bytes that it has taken in are waiting for `resume`.
+    """
+
+    def __init__(self, upstream: Address, budgets: Iterator[int | None], *, hold_after: int | None = None) -> None:
+        """Pass bytes on to `upstream`.
+
+        Args:
+            upstream: the server.
+            budgets: for each connection the bytes after which it is cut, None for never.
+            hold_after: bytes of all connections after which it passes nothing on until `resume`, and cuts nothing.
+        """
         self._upstream = upstream
         self._budgets = budgets
+        self._hold_after = hold_after
+        self._passed = 0
+        self._resumed = threading.Event()
+        self.holding = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads: list[threading.Thread] = []
         self._sockets: list[socket.socket] = []
@@ -415,6 +430,7 @@ class Proxy:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
+        self.resume()
         for thread in self._threads:
             thread.join(20)
         for sock in self._sockets:
@@ -429,6 +445,10 @@ class Proxy:
         """From now on nobody listens."""
         self._listener.close()
         self.cut()
+
+    def resume(self) -> None:
+        """Hold nothing up any more."""
+        self._resumed.set()
 
     def _start(self, target: Callable[..., None], *arguments: Any) -> None:
         thread = threading.Thread(target=target, args=arguments, daemon=True)
@@ -460,6 +480,10 @@ class Proxy:
                 if left is not None:
                     data = data[:left]
                     budget[0] = left - len(data)
+                self._passed += len(data)
+                if self._hold_after is not None and self._passed > self._hold_after:
+                    self.holding.set()
+                    self._resumed.wait()
                 sink.sendall(data)
                 if budget[0] == 0:
                     break
