@@ -21,6 +21,7 @@ from nbd.uri import NBDURI
 from nbd.wire import BASE_ALLOCATION, Command, CommandFlag, StateFlag, TransmissionFlag
 
 DEPTH: Final = 4  # requests in flight
+LEAST_PATIENCE: Final = 1.0  # seconds of attempts to reconnect, however long nothing had moved before the cut
 REFUSED_LIMIT: Final = 5.0  # seconds after which a server that refuses connections counts as gone for good
 UNFLUSHED_LIMIT: Final = 1 << 30  # bytes written before a flush is put in between: as much is sent again after a cut
 UNFLUSHED_MEMORY: Final = 64 << 20  # the same, of bytes that are kept in memory until then
@@ -72,8 +73,8 @@ class Client:
 
         Args:
             uri: the server and its export.
-            timeout: seconds without movement after which a connection is given up, and seconds after which the attempts
-                to reconnect end.
+            timeout: seconds without movement after which a connection is given up, and after which the attempts to
+                reconnect end, counted from when the last one stood still.
             queries: metadata context queries to list; the answers are in `export.contexts`.
             notify: told in one line when a connection is lost and when it is back.
             describe: the part of an export's description that is the same after a reconnect.
@@ -90,6 +91,7 @@ class Client:
         self._unflushed: list[Operation] = []
         self._unflushed_bytes = self._unflushed_memory = 0
         self._fruitless = 0
+        self._waiting_since = 0.0
         self._connection = Connection(uri, timeout=timeout, queries=queries)
         self.export: ExportInfo = self._connection.ready.export
 
@@ -220,6 +222,7 @@ class Client:
                 if item is None:
                     break
                 operation = item.operation
+                self._waiting_since = time.monotonic()
                 if any(_has_to_wait(operation, other.operation) for other in work.in_flight.values()):
                     work.put_back(item)
                     break
@@ -240,6 +243,7 @@ class Client:
                 if work.failure is not None:
                     raise work.failure
                 return last
+            self._waiting_since = time.monotonic()
             reply = connection.receive()
             self._fruitless = 0
             item = work.in_flight.pop(reply.cookie)
@@ -270,6 +274,8 @@ class Client:
         """
         self._notify(f"{reason}; connecting again")
         started = time.monotonic()
+        # A cut may be what TCP makes of a silence, and that may last no longer than any other.
+        patience = max(self._timeout - (started - self._waiting_since), min(LEAST_PATIENCE, self._timeout))
         attempt = 0
         while True:
             pause = _PAUSES[min(attempt, len(_PAUSES) - 1)]
@@ -277,13 +283,14 @@ class Client:
             time.sleep(pause)
             if self._aborted:
                 raise reason
+            left = max(started + patience - time.monotonic(), min(LEAST_PATIENCE, self._timeout))
             try:
-                connection = Connection(self.uri, timeout=self._timeout, queries=self._queries)
+                connection = Connection(self.uri, timeout=self._timeout, queries=self._queries, patience=left)
             except (ConnectionLost, OptionRefused) as error:
                 refused = isinstance(error.__cause__, ConnectionRefusedError | FileNotFoundError)
-                limit = min(REFUSED_LIMIT, self._timeout) if refused else self._timeout
-                if time.monotonic() - started > limit:
-                    raise ConnectionLost(f"{reason}; then, for {limit:g} seconds: {error}") from error
+                took = time.monotonic() - started
+                if took > (min(REFUSED_LIMIT, self._timeout) if refused else patience):
+                    raise ConnectionLost(f"{reason}; then, for {took:.1f} seconds: {error}") from error
                 continue
             if self._identity(connection.ready.export) != self._identity(self.export):
                 connection.close()

@@ -54,13 +54,16 @@ class Connection:
         pending: requests in flight, by cookie, in the order they were sent.
     """
 
-    def __init__(self, uri: NBDURI, *, timeout: float = TIMEOUT, queries: Sequence[str] = ()) -> None:
+    def __init__(
+        self, uri: NBDURI, *, timeout: float = TIMEOUT, queries: Sequence[str] = (), patience: float | None = None
+    ) -> None:
         """Connect and go through the handshake.
 
         Args:
             uri: the server and its export.
             timeout: seconds without movement after which the connection is given up, now and later.
             queries: metadata context queries to list; the answers are in `ready.export.contexts`.
+            patience: seconds to connect in, and again for the handshake, where that is not `timeout`.
 
         Raises:
             ConnectionLost: there is no connection to be had.
@@ -71,9 +74,10 @@ class Connection:
         self.timeout = timeout
         self.pending: dict[int, Pending] = {}
         self._cookie = 0
-        self._sock = open_socket(uri, timeout)
+        patience = timeout if patience is None else patience
+        self._sock = open_socket(uri, timeout, patience)
         try:
-            self.ready = self._negotiate(ClientNegotiation(uri.export, queries=queries))
+            self.ready = self._negotiate(ClientNegotiation(uri.export, queries=queries), patience)
         except BaseException:
             self._sock.close()
             raise
@@ -173,8 +177,8 @@ class Connection:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
-    def _negotiate(self, negotiation: ClientNegotiation) -> Ready:
-        run_handshake(self._sock, negotiation, self.uri, self.timeout)
+    def _negotiate(self, negotiation: ClientNegotiation, patience: float) -> Ready:
+        run_handshake(self._sock, negotiation, self.uri, patience)
         outcome = negotiation.outcome
         if outcome is None or isinstance(outcome, Aborted):
             raise ConnectionLost(f"{self.uri}: the handshake ended early")
@@ -208,6 +212,8 @@ class Connection:
         self.close()
         if isinstance(error, BlockingIOError | TimeoutError):  # the latter where TCP has noticed it first
             return Stalled(f"{self.uri}: nothing moved for {self.timeout:g} seconds")
+        if error.errno == errno.EBADF:
+            return ConnectionLost(f"{self.uri}: the connection had been given up")
         return ConnectionLost(f"{self.uri}: {error.strerror or error}")
 
 
@@ -225,25 +231,26 @@ def list_exports(uri: NBDURI, *, timeout: float = TIMEOUT) -> dict[str, str]:
     return negotiation.names
 
 
-def open_socket(uri: NBDURI, timeout: float) -> socket.socket:
-    """A connected socket to the URI's server.
+def open_socket(uri: NBDURI, timeout: float, patience: float | None = None) -> socket.socket:
+    """A connected socket to the URI's server; `patience` as for `Connection`.
 
     Raises:
         ConnectionLost: none could be made; `__cause__` is the OSError that says why.
     """
     if uri.tls:
         raise ConnectionLost(f"{uri}: TLS is not supported yet; use nbd:// on a network that you trust")
+    patience = timeout if patience is None else patience
     try:
         if uri.socket is not None:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                sock.settimeout(timeout)
+                sock.settimeout(patience)
                 sock.connect(uri.socket)
             except BaseException:
                 sock.close()
                 raise
         else:
-            sock = socket.create_connection((uri.host, uri.port), timeout)
+            sock = socket.create_connection((uri.host, uri.port), patience)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout * 1000))
@@ -275,7 +282,7 @@ def run_handshake(sock: socket.socket, negotiation: ClientNegotiation, uri: NBDU
             negotiation.receive(data)
         sock.settimeout(None)
     except TimeoutError:
-        raise Stalled(f"{uri}: no complete handshake within {timeout:g} seconds") from None
+        raise Stalled(f"{uri}: no complete handshake within {timeout:.2g} seconds") from None
     except OSError as error:
         raise ConnectionLost(f"{uri}: {error.strerror or error}") from None
     except ProtocolError as error:
