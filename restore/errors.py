@@ -31,7 +31,7 @@ class Differences(RestoreError):
 
 def say(error: BaseException) -> str:
     """What an error says, without the number that `str()` puts before an OSError's words."""
-    return str(isinstance(error, OSError) and error.strerror or error)
+    return str((isinstance(error, OSError) and error.strerror) or error)
 
 
 def join(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.restore.engine import MIB, Running, failed, started, succeeded
+from tests.restore.engine import MIB, WRITING, failed, restoring, succeeded, wait_for
 from tests.serving import Result, Serving, alive, pattern, run, serving
 from tests.support import wait_until
 
@@ -88,23 +88,15 @@ def disk(tmp_path: Path) -> Path:
 def served(disk: Path, network: Network) -> Iterator[Serving]:
     """The disk, on both addresses of the far side, at the usual ports."""
     addresses = [f"--listen={host}" for host in FAR.values()]
-    inside = ("ip", "netns", "exec", network.far)
+    there = ("ip", "netns", "exec", network.far)
     errors = disk.parent / "errors"
-    with serving(disk, options=(*addresses, "--insecure"), prefix=inside, errors=errors, clean=False) as server:
+    with serving(disk, options=(*addresses, "--insecure"), prefix=there, errors=errors, clean=False) as server:
         yield server
 
 
-@contextmanager
-def restoring(image: Path, target: str, network: Network, *options: str) -> Iterator[Running]:
-    words = ("restore", "--source", image, "--target", target, "--erase", "--noprompt", *options)
-    with started(*words, directory=image.parent, prefix=("ip", "netns", "exec", network.near)) as asr:
-        yield asr
-
-
-def writing(asr: Running) -> None:
-    """Wait until blocks are on their way."""
-    wait_until(lambda: "Restoring  ." in asr.out or asr.process.poll() is not None, "some blocks")
-    assert asr.process.poll() is None, asr.out
+def inside(network: Network) -> tuple[str, ...]:
+    """What runs `asr` on the near side."""
+    return ("ip", "netns", "exec", network.near)
 
 
 def check_restored(result: Result, image: Path, disk: Path) -> str:
@@ -120,7 +112,7 @@ def test_over(family: str, network: Network, image: Path, disk: Path) -> None:
     with served(disk, network) as server:
         uri = server.uri(kind=FAR[family])
         assert uri == f"nbd://{FAR[family]}/disk.img"
-        with restoring(image, uri, network) as asr:
+        with restoring(image, uri, prefix=inside(network)) as asr:
             check_restored(asr.end(), image, disk)
         peer = server.next("connect")["peer"]
     assert peer.strip("[").startswith(NEAR[family])
@@ -129,25 +121,27 @@ def test_over(family: str, network: Network, image: Path, disk: Path) -> None:
 @pytest.mark.parametrize(("family", "seconds"), [("IPv4", 3.0), ("IPv6", 2.0)])
 def test_cable_out_for_a_while(family: str, seconds: float, network: Network, image: Path, disk: Path) -> None:
     """TCP lives through it; if it did not, the client would connect again."""
-    with served(disk, network) as server:
-        with restoring(image, server.uri(kind=FAR[family]), network, "--max-rate=20M") as asr:
-            writing(asr)
-            network.cable("down")
-            time.sleep(seconds)
-            assert asr.process.poll() is None, asr.out
-            before = disk.read_bytes()
-            time.sleep(0.1)
-            assert disk.read_bytes() == before  # it was out indeed
-            network.cable("up")
-            check_restored(asr.end(), image, disk)
+    with (
+        served(disk, network) as server,
+        restoring(image, server.uri(kind=FAR[family]), "--max-rate=20M", prefix=inside(network)) as asr,
+    ):
+        wait_for(asr, WRITING)
+        network.cable("down")
+        time.sleep(seconds)
+        assert asr.process.poll() is None, asr.out
+        before = disk.read_bytes()
+        time.sleep(0.1)
+        assert disk.read_bytes() == before  # it was out indeed
+        network.cable("up")
+        check_restored(asr.end(), image, disk)
 
 
 @BOTH
 def test_cable_out_for_good(family: str, network: Network, image: Path, disk: Path) -> None:
     with served(disk, network) as server:
         uri = server.uri(kind=FAR[family])
-        with restoring(image, uri, network, "--max-rate=20M", "--timeout=3") as asr:
-            writing(asr)
+        with restoring(image, uri, "--max-rate=20M", "--timeout=3", prefix=inside(network)) as asr:
+            wait_for(asr, WRITING)
             network.cable("down")
             began = time.monotonic()
             message = failed(asr.end(20))
@@ -176,7 +170,7 @@ def test_nobody_there(host: str, said: str, network: Network, image: Path) -> No
     network.ip(network.near, "neighbour", "add", "fd77::66", "lladdr", "02:00:00:00:00:66", "dev", "cable")
     limit = "--timeout=1.5" if said == "timed out" else "--timeout=5"
     uri = f"nbd://{host}/disk.img"
-    with restoring(image, uri, network, limit) as asr:
+    with restoring(image, uri, limit, prefix=inside(network)) as asr:
         began = time.monotonic()
         result = asr.end(10)
         took = time.monotonic() - began

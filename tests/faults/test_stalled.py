@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.nbd.peers import Proxy
-from tests.restore.engine import MIB, failed, started, succeeded
+from tests.restore.engine import MIB, failed, restoring, succeeded
 from tests.serving import Serving, pattern, serving
 
 SIZE = 24 * MIB
@@ -38,10 +38,6 @@ def server(disk: Path) -> Iterator[Serving]:
         yield server
 
 
-def words(image: Path, uri: str, *options: str) -> tuple[str | Path, ...]:
-    return ("restore", "--source", image, "--target", uri, "--erase", "--noprompt", *options)
-
-
 @pytest.mark.parametrize(
     ("after", "options"),
     [
@@ -54,7 +50,7 @@ def words(image: Path, uri: str, *options: str) -> tuple[str | Path, ...]:
 def test_for_good(after: int, options: tuple[str, ...], image: Path, disk: Path, server: Serving) -> None:
     with Proxy(("127.0.0.1", server.port), itertools.repeat(None), hold_after=after) as proxy:
         uri = f"nbd://127.0.0.1:{proxy.port}/disk.img"
-        with started(*words(image, uri, "--timeout=2", *options), directory=disk.parent) as asr:
+        with restoring(image, uri, "--timeout=2", *options) as asr:
             assert proxy.holding.wait(10)
             began = time.monotonic()
             message = failed(asr.end(15))
@@ -76,7 +72,7 @@ def test_for_good(after: int, options: tuple[str, ...], image: Path, disk: Path,
 def test_for_a_while(options: tuple[str, ...], image: Path, disk: Path, server: Serving) -> None:
     with Proxy(("127.0.0.1", server.port), itertools.repeat(None), hold_after=8 * MIB) as proxy:
         uri = f"nbd://127.0.0.1:{proxy.port}/disk.img"
-        with started(*words(image, uri, "--timeout=4", *options), directory=disk.parent) as asr:
+        with restoring(image, uri, "--timeout=4", *options) as asr:
             assert proxy.holding.wait(10)
             time.sleep(1.5)
             assert asr.process.poll() is None, asr.out

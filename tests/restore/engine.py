@@ -108,6 +108,23 @@ def started(
             process.wait()
 
 
+@contextmanager
+def restoring(source: Path, target: str | Path, *options: str, prefix: Sequence[str] = ()) -> Iterator[Running]:
+    """Start `asr restore` without a question."""
+    words = ("--source", source, "--target", target, "--erase", "--noprompt", *options)
+    with started("restore", *words, directory=source.parent, prefix=prefix) as run:
+        yield run
+
+
+def wait_for(run: Running, text: str) -> None:
+    """Wait until it has printed that."""
+    wait_until(lambda: text in run.out or run.process.poll() is not None, repr(text))
+    assert run.process.poll() is None, run.out
+
+
+WRITING: Final = "Restoring  ."  # printed when some blocks are on their way
+
+
 # --- Images ---
 
 _ISLANDS: Final = (  # (offset, length) of data in an image with holes; the last hole reaches to its end
