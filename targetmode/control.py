@@ -94,6 +94,8 @@ class ControlServer:
             return _refusal(400, " ".join(str(error).split()))
         except RecursionError:
             return _refusal(400, "the body is nested too deeply")
+        except ConnectionError:
+            return _refusal(400, "the body ends early")  # whoever asked has gone
         except TimeoutError:
             return _refusal(408, f"the body did not come within {BODY_TIMEOUT:g} seconds")
         response = web.StreamResponse(headers={"Content-Type": "application/jsonl"})

@@ -382,6 +382,17 @@ def test_what_is_not_http_is_refused(shared: tuple[Serving, Path], said: bytes) 
     assert len(exports(shared[0])) == 4
 
 
+def test_a_client_that_leaves_in_the_middle_of_a_body_is_no_error(shared: tuple[Serving, Path]) -> None:
+    head = f"POST {api.digests_path('disk')} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+    for end in (socket.SHUT_WR, socket.SHUT_RDWR):
+        with socket.create_connection(("127.0.0.1", shared[0].ready["control"]), 10) as sock:
+            sock.sendall(head.encode() + b'{"algorithm": ')
+            time.sleep(0.05)
+            sock.shutdown(end)
+    assert len(exports(shared[0])) == 4
+    assert shared[0].errors == ""
+
+
 @pytest.mark.parametrize(
     "path",
     [
