@@ -48,6 +48,21 @@ def listens(address: str | int) -> bool:
     return any(line.split()[3] == accepting and line.endswith(f" {address}") for line in lines)
 
 
+def assert_same_bytes(have: bytes | bytearray | memoryview, want: bytes | bytearray | memoryview) -> None:
+    """Fail with where they begin to differ. Of `assert have == want` pytest would print a diff, which takes minutes."""
+    if have == want:
+        return
+    left, right = memoryview(have), memoryview(want)
+    most, step = min(len(left), len(right)), 1 << 16
+    coarse = next((at for at in range(0, most, step) if left[at : at + step] != right[at : at + step]), most)
+    first = next((at for at in range(coarse, most) if left[at] != right[at]), most)
+    there, wanted = bytes(left[first : first + 16]).hex(), bytes(right[first : first + 16]).hex()
+    raise AssertionError(
+        f"{len(left)} bytes are to be the same as {len(right)} others, and differ from offset {first} on: "
+        f"{there or 'nothing'} instead of {wanted or 'nothing'}"
+    )
+
+
 @contextmanager
 def running(
     command: Sequence[str | Path],

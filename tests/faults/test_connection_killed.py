@@ -12,7 +12,7 @@ import pytest
 
 from tests.restore.engine import MIB, READ_BACK, WRITING, Running, restoring, succeeded, wait_for
 from tests.serving import Serving, alive, pattern, serving
-from tests.support import free_port, wait_until
+from tests.support import assert_same_bytes, free_port, wait_until
 
 SIZE = 24 * MIB
 IMAGE_SIZE = 20 * MIB + 777
@@ -54,7 +54,7 @@ def check_restored(asr: Running, image: Path, disk: Path) -> str:
     said = succeeded(asr.end())
     assert ", verified" in said
     assert READ_BACK not in said
-    assert disk.read_bytes() == image.read_bytes() + pattern(SIZE, seed=2)[IMAGE_SIZE:]
+    assert_same_bytes(disk.read_bytes(), image.read_bytes() + pattern(SIZE, seed=2)[IMAGE_SIZE:])
     return said
 
 

@@ -19,7 +19,7 @@ from tests.faults import control as tricks
 from tests.faults.control import Trick, control
 from tests.restore.engine import MIB, READ_BACK, WRITING, failed, nbdkit, restore, restoring, succeeded, wait_for
 from tests.serving import Result, pattern, serving
-from tests.support import free_port
+from tests.support import assert_same_bytes, free_port
 
 SIZE = 8 * MIB
 IMAGE_SIZE = 6 * MIB + 777
@@ -60,7 +60,7 @@ def check_read_back(result: Result, image: Path, disk: Path, reason: str = "") -
     assert reason in note
     assert "Errno" not in note
     assert ", verified" in said
-    assert disk.read_bytes() == image.read_bytes() + pattern(SIZE, seed=2)[IMAGE_SIZE:]
+    assert_same_bytes(disk.read_bytes(), image.read_bytes() + pattern(SIZE, seed=2)[IMAGE_SIZE:])
     return note
 
 
@@ -69,7 +69,7 @@ def check_failed(result: Result, uri: str, disk: Path, reason: str = "", status:
     assert reason in message
     assert message.endswith(f"; {uri} is left empty")
     assert "Restored" not in result.out
-    assert disk.read_bytes()[:MIB] == bytes(MIB)
+    assert_same_bytes(disk.read_bytes()[:MIB], bytes(MIB))
 
 
 # --- Not there, or not the right one, from the beginning ---

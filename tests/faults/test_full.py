@@ -15,7 +15,7 @@ import pytest
 
 from tests.restore.engine import MIB, failed, nbdkit, restoring, wait_for
 from tests.serving import pattern, run, serving
-from tests.support import loop_device, small_filesystem
+from tests.support import assert_same_bytes, loop_device, small_filesystem
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for file systems and loop devices")
 
@@ -49,7 +49,7 @@ def check_left_empty(message: str, where: str, disk: Path) -> None:
     assert message.endswith(f"; {where} is left empty"), message
     assert "Errno" not in message, message
     with disk.open("rb") as file:
-        assert file.read(MIB) == bytes(MIB)
+        assert_same_bytes(file.read(MIB), bytes(MIB))
 
 
 def offset_in(message: str) -> int:

@@ -18,7 +18,7 @@ from tests.nbd.peers import admit, next_request, scripted
 from tests.restore.engine import ASR, MIB, Running, nbdkit, started, succeeded, verify
 from tests.restore.terminal import on_terminal
 from tests.serving import Result, Serving, pattern, serving
-from tests.support import wait_until
+from tests.support import assert_same_bytes, wait_until
 
 SIZE = 32 * MIB
 
@@ -75,9 +75,9 @@ def test_at_any_moment(round_: int, image: Path, disk: Path, server: Serving, tm
         result = interrupt(run, (signal.SIGINT, signal.SIGTERM)[round_ % 2])
     now = target.read_bytes()
     if "left empty" in result.err:
-        assert now[:MIB] == bytes(MIB)
+        assert_same_bytes(now[:MIB], bytes(MIB))
     elif "nothing was touched" in result.err:
-        assert now == before
+        assert_same_bytes(now, before)
     else:
         assert "may still hold what was on it" in result.err
 
@@ -94,7 +94,7 @@ def test_twice_is_no_more_than_once(image: Path, disk: Path, server: Serving, tm
         run.process.send_signal(signal.SIGINT)
         result = interrupt(run)
     assert result.err.endswith("is left empty\n")
-    assert disk.read_bytes()[:MIB] == bytes(MIB)
+    assert_same_bytes(disk.read_bytes()[:MIB], bytes(MIB))
 
 
 def test_while_it_waits_to_keep_a_low_rate(image: Path, disk: Path, server: Serving, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_while_it_waits_to_keep_a_low_rate(image: Path, disk: Path, server: Serv
         wait_until(lambda: "Restoring  " in run.out, "the copy's beginning")
         time.sleep(0.3)
         assert interrupt(run).err.endswith("is left empty\n")
-    assert disk.read_bytes()[:MIB] == bytes(MIB)
+    assert_same_bytes(disk.read_bytes()[:MIB], bytes(MIB))
 
 
 def test_by_the_keyboard(image: Path, disk: Path, server: Serving) -> None:
@@ -113,7 +113,7 @@ def test_by_the_keyboard(image: Path, disk: Path, server: Serving) -> None:
         assert terminal.end(5) == 1
     assert terminal.shown.rstrip().endswith(f"asr: interrupted; {server.uri()} is left empty")
     assert "Traceback" not in terminal.shown
-    assert disk.read_bytes()[:MIB] == bytes(MIB)
+    assert_same_bytes(disk.read_bytes()[:MIB], bytes(MIB))
 
 
 # --- Whatever is waited for ---

@@ -17,7 +17,7 @@ import pytest
 
 from tests.restore.engine import MIB, Running, failed, restore, started, succeeded, verify
 from tests.serving import Serving, alive, pattern, serving
-from tests.support import free_port, wait_until
+from tests.support import assert_same_bytes, free_port, wait_until
 
 SIZE = 48 * MIB
 IMAGE_SIZE = 46 * MIB + 4096
@@ -74,8 +74,9 @@ def check_between(disk: Path, image: Path, old: bytes) -> None:
     """Nothing on it can be taken for a disk that is not right."""
     now = disk.read_bytes()
     data = image.read_bytes()
-    assert now[:MIB] == bytes(MIB) or now[: len(data)] == data or now == old
-    assert now[len(data) :] == old[len(data) :]
+    right = now[:MIB] == bytes(MIB) or now[: len(data)] == data or now == old
+    assert right
+    assert_same_bytes(now[len(data) :], old[len(data) :])
 
 
 def writing(engine: Running, disk: Path) -> None:
@@ -114,11 +115,11 @@ def test_killed_at_any_moment(
                 assert message.endswith(" is left empty") or "Validating target...\n" in result.out, result
         elif victim == "connection":
             succeeded(run.end(20))
-            assert disk.read_bytes() == image.read_bytes() + old[IMAGE_SIZE:]
+            assert_same_bytes(disk.read_bytes(), image.read_bytes() + old[IMAGE_SIZE:])
     check_between(disk, image, old)
     with served(disk, ports, engine) as server:
         succeeded(restore(image, server.uri()))
-        assert disk.read_bytes() == image.read_bytes() + old[IMAGE_SIZE:]
+        assert_same_bytes(disk.read_bytes(), image.read_bytes() + old[IMAGE_SIZE:])
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_server_restarted(
     assert "; connecting again\n" in said
     assert ": connected again\n" in said
     assert (", verified" in said) is ("--noverify" not in options)
-    assert disk.read_bytes() == image.read_bytes() + old[IMAGE_SIZE:]
+    assert_same_bytes(disk.read_bytes(), image.read_bytes() + old[IMAGE_SIZE:])
 
 
 def test_server_restarted_with_another_disk(image: Path, disk: Path, ports: tuple[int, int], tmp_path: Path) -> None:
@@ -158,8 +159,8 @@ def test_server_restarted_with_another_disk(image: Path, disk: Path, ports: tupl
             message = failed(run.end(10))
     assert "is a different one" in message
     assert message.endswith("is left empty")
-    assert other.read_bytes() == content
-    assert disk.read_bytes()[:MIB] == bytes(MIB)
+    assert_same_bytes(other.read_bytes(), content)
+    assert_same_bytes(disk.read_bytes()[:MIB], bytes(MIB))
 
 
 @pytest.mark.parametrize("options", [(), ("--noverify", "--connections=2")])
@@ -174,7 +175,7 @@ def test_server_gone_for_good(
         assert time.monotonic() - killed < 10
     assert "Connection refused" in message
     assert message.endswith("is left empty")
-    assert disk.read_bytes()[:MIB] == bytes(MIB)
+    assert_same_bytes(disk.read_bytes()[:MIB], bytes(MIB))
 
 
 def test_server_gone_while_verifying(image: Path, disk: Path, ports: tuple[int, int], tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ def test_server_stopped_in_good_order(image: Path, disk: Path, ports: tuple[int,
         assert server.stop() == 0
         message = failed(run.end(20))
     assert message.endswith("is left empty")
-    assert disk.read_bytes()[:MIB] == bytes(MIB)
+    assert_same_bytes(disk.read_bytes()[:MIB], bytes(MIB))
 
 
 def test_local_engine_killed(image: Path, disk: Path, old: bytes, tmp_path: Path) -> None:
@@ -207,4 +208,4 @@ def test_local_engine_killed(image: Path, disk: Path, old: bytes, tmp_path: Path
         check_between(disk, image, old)
     succeeded(restore(image, disk))
     succeeded(verify(image, disk))
-    assert disk.read_bytes() == image.read_bytes() + old[IMAGE_SIZE:]
+    assert_same_bytes(disk.read_bytes(), image.read_bytes() + old[IMAGE_SIZE:])

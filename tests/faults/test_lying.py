@@ -16,7 +16,7 @@ import pytest
 
 from tests.restore.engine import MIB, failed, named_ranges, nbdkit, restore, succeeded, verify
 from tests.serving import pattern, serving
-from tests.support import loop_device
+from tests.support import assert_same_bytes, loop_device
 
 SIZE = 24 * MIB
 IMAGE_SIZE = 20 * MIB + 777
@@ -83,8 +83,8 @@ def test_a_server_that_always_lies(
     assert message.endswith("is left empty")
     assert lines(named) == named_ranges(result)
     now = disk.read_bytes()
-    assert now[:MIB] == bytes(MIB)
-    assert now[IMAGE_SIZE:] == old[IMAGE_SIZE:]
+    assert_same_bytes(now[:MIB], bytes(MIB))
+    assert_same_bytes(now[IMAGE_SIZE:], old[IMAGE_SIZE:])
 
 
 def lines(ranges: list[tuple[int, int]]) -> list[str]:
@@ -106,7 +106,7 @@ def test_a_server_that_does_not_zero(server: str, image: Path, disk: Path) -> No
         result = restore(image, uri)
         failed(result, 3)
     assert named_ranges(result) == lines([(HOLE[0], HOLE[1] - HOLE[0])])
-    assert disk.read_bytes()[:MIB] == bytes(MIB)
+    assert_same_bytes(disk.read_bytes()[:MIB], bytes(MIB))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_server_that_lies_for_a_while(server: str, how: str, times: int, image
         said = succeeded(restore(image, uri))
     assert said.count("  2 ranges differ and are sent again\n") == times
     assert ", verified" in said
-    assert disk.read_bytes() == image.read_bytes() + old[IMAGE_SIZE:]
+    assert_same_bytes(disk.read_bytes(), image.read_bytes() + old[IMAGE_SIZE:])
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -127,14 +127,14 @@ def test_a_server_that_lies_once_too_often(server: str, image: Path, disk: Path)
         result = restore(image, uri)
     failed(result, 3)
     assert result.out.count("  1 range differs and is sent again\n") == 3
-    assert disk.read_bytes()[:MIB] == bytes(MIB)
+    assert_same_bytes(disk.read_bytes()[:MIB], bytes(MIB))
 
 
 def test_a_server_that_lies_about_the_first_mib_for_a_while(image: Path, disk: Path) -> None:
     with lying("ours", disk, "flip", 0, MIB, times=2) as uri:
         said = succeeded(restore(image, uri))
     assert said.count("  1 range differs and is sent again\n") == 2
-    assert disk.read_bytes()[:IMAGE_SIZE] == image.read_bytes()
+    assert_same_bytes(disk.read_bytes()[:IMAGE_SIZE], image.read_bytes())
 
 
 @pytest.mark.parametrize("server", SERVERS)

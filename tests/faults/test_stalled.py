@@ -12,6 +12,7 @@ import pytest
 from tests.nbd.peers import Proxy
 from tests.restore.engine import MIB, failed, restoring, succeeded
 from tests.serving import Serving, pattern, serving
+from tests.support import assert_same_bytes
 
 SIZE = 24 * MIB
 IMAGE_SIZE = 20 * MIB + 777
@@ -62,7 +63,7 @@ def test_for_good(after: int, options: tuple[str, ...], image: Path, disk: Path,
     assert message.startswith(f"{uri}: nothing moved for 2 seconds; {uri} ")
     if after < IMAGE_SIZE - MIB:
         assert message.endswith(f"; {uri} is left empty")
-        assert disk.read_bytes()[:MIB] == bytes(MIB)
+        assert_same_bytes(disk.read_bytes()[:MIB], bytes(MIB))
     else:
         assert f"{uri} could not be emptied (" in message
         assert message.endswith("): do not use what is on it")
@@ -80,4 +81,4 @@ def test_for_a_while(options: tuple[str, ...], image: Path, disk: Path, server: 
             said = succeeded(asr.end())
     assert "connecting again" not in said
     assert ", verified" in said
-    assert disk.read_bytes() == image.read_bytes() + pattern(SIZE, seed=2)[IMAGE_SIZE:]
+    assert_same_bytes(disk.read_bytes(), image.read_bytes() + pattern(SIZE, seed=2)[IMAGE_SIZE:])

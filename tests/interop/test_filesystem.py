@@ -12,7 +12,7 @@ import pytest
 
 from tests.interop.conftest import SIZE, Disk
 from tests.serving import Serving, pattern, run
-from tests.support import loop_device, wait_until
+from tests.support import assert_same_bytes, loop_device, wait_until
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def test_a_file_system_over_fuse_and_loop(server: Serving, disk: Disk, tmp_path:
                 (directory / name).write_bytes(data)
             (directory / "file3").unlink()
             run("sync", "-f", directory)
-            assert (directory / "file7").read_bytes() == files["file7"]
+            assert_same_bytes((directory / "file7").read_bytes(), files["file7"])
         finally:
             run("umount", directory)
         run("e2fsck", "-f", "-n", device)
@@ -56,4 +56,4 @@ def test_a_file_system_over_fuse_and_loop(server: Serving, disk: Disk, tmp_path:
     assert run("e2label", disk.path).out == "interop\n"
     out = tmp_path / "file5"
     run("debugfs", "-R", f"dump /file5 {out}", disk.path)
-    assert out.read_bytes() == files["file5"]
+    assert_same_bytes(out.read_bytes(), files["file5"])

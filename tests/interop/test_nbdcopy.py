@@ -8,6 +8,7 @@ import pytest
 
 from tests.interop.conftest import SIZE, Disk
 from tests.serving import ROOT, TARGETMODE, Serving, pattern, run
+from tests.support import assert_same_bytes
 
 WAYS = ["127.0.0.1", "[::1]", "nbd+unix"]
 
@@ -15,7 +16,7 @@ WAYS = ["127.0.0.1", "[::1]", "nbd+unix"]
 @pytest.mark.parametrize("way", WAYS)
 def test_out(server: Serving, full: bytes, tmp_path: Path, way: str) -> None:
     run("nbdcopy", server.uri(None, way), tmp_path / "copy")
-    assert (tmp_path / "copy").read_bytes() == full
+    assert_same_bytes((tmp_path / "copy").read_bytes(), full)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -26,7 +27,7 @@ def test_in(server: Serving, disk: Disk, tmp_path: Path, way: str, connections: 
     source.write_bytes(data)
     sizes = ["--request-size=65536", "--requests=8"] if connections > 1 else []
     run("nbdcopy", "--flush", f"--connections={connections}", *sizes, source, server.uri(None, way))
-    assert disk.read() == data
+    assert_same_bytes(disk.read(), data)
 
 
 def test_a_sparse_image_replaces_what_was_there(server: Serving, disk: Disk, full: bytes, tmp_path: Path) -> None:
@@ -36,7 +37,7 @@ def test_a_sparse_image_replaces_what_was_there(server: Serving, disk: Disk, ful
         file.seek(5 << 20)
         file.write(b"\x5a" * 70_000)
     run("nbdcopy", "--flush", source, server.uri())
-    assert disk.read() == source.read_bytes()
+    assert_same_bytes(disk.read(), source.read_bytes())
     if disk.is_file:
         assert disk.path.stat().st_blocks * 512 < 1 << 20
 
@@ -44,7 +45,7 @@ def test_a_sparse_image_replaces_what_was_there(server: Serving, disk: Disk, ful
 def test_between_two_connections_of_the_same_server(server: Serving, full: bytes, tmp_path: Path) -> None:
     assert run("nbdcopy", server.uri(), server.uri()).status == 0
     run("nbdcopy", server.uri(), tmp_path / "copy")
-    assert (tmp_path / "copy").read_bytes() == full
+    assert_same_bytes((tmp_path / "copy").read_bytes(), full)
 
 
 def test_no_payload_is_lost_in_the_connections_byte_counts(server: Serving, disk: Disk, tmp_path: Path) -> None:
@@ -68,4 +69,4 @@ def test_bracketed_it_is_handed_a_socket(tmp_path: Path, engine_option: str, inc
     other.write_bytes(data if incoming else b"")
     ours = ["[", "env", f"PYTHONPATH={ROOT}", *TARGETMODE, "serve", "--engine", engine_option, str(served), "]"]
     run("nbdcopy", "--flush", "--", *([str(other), *ours] if incoming else [*ours, str(other)]))
-    assert (served if incoming else other).read_bytes() == data
+    assert_same_bytes((served if incoming else other).read_bytes(), data)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.interop.conftest import Disk
 from tests.serving import Serving, nbdsh, pattern, serving
+from tests.support import assert_same_bytes
 
 ATTEMPT = """
 def attempt(action):
@@ -102,7 +103,7 @@ h.shutdown()
         "last": full[-512:].hex(),
     }
     assert told["zero_past_end"] in ("EINVAL", "ENOSPC")  # the specification allows both
-    assert disk.read() == full
+    assert_same_bytes(disk.read(), full)
 
 
 def test_misaligned_requests_have_their_effect(server: Serving, disk: Disk, full: bytes) -> None:
@@ -118,7 +119,7 @@ h.shutdown()
     )
     expected = full[:1001] + b"xyz" + full[1004:5001] + bytes(3) + full[5004:]
     assert told == {"read": full[3:10].hex(), "write": "done", "zero": "done", "after": expected[512:1024].hex()}
-    assert disk.read() == expected
+    assert_same_bytes(disk.read(), expected)
 
 
 def test_block_status_of_a_part(server: Serving, disk: Disk) -> None:
@@ -195,4 +196,4 @@ h.shutdown()
         "flush": "done",
         "read": data[:512].hex(),
     }
-    assert image.read_bytes() == data
+    assert_same_bytes(image.read_bytes(), data)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.interop.conftest import SIZE, Disk
 from tests.serving import Serving, nbdsh, pattern, run, serving
-from tests.support import loop_device
+from tests.support import assert_same_bytes, loop_device
 
 MIB = 1 << 20
 
@@ -65,12 +65,12 @@ def test_each_has_its_bytes_and_no_others(served: tuple[Serving, Disk], tmp_path
     server, disk = served
     for number, (name, start, length) in enumerate(partitions(disk)):
         run("nbdcopy", server.uri(name), tmp_path / "copy")
-        assert (tmp_path / "copy").read_bytes() == disk.read(start, length)
+        assert_same_bytes((tmp_path / "copy").read_bytes(), disk.read(start, length))
         before = disk.read()
         data = pattern(length, seed=50 + number)
         (tmp_path / "source").write_bytes(data)
         run("nbdcopy", "--flush", tmp_path / "source", server.uri(name))
-        assert disk.read() == before[:start] + data + before[start + length :]
+        assert_same_bytes(disk.read(), before[:start] + data + before[start + length :])
 
 
 def test_neither_end_of_one_leads_out_of_it(served: tuple[Serving, Disk]) -> None:
@@ -94,7 +94,7 @@ h.pread(512, size - 512)
 h.shutdown()
 """
     nbdsh(code, server.uri(name), str(length))
-    assert disk.read() == before
+    assert_same_bytes(disk.read(), before)
 
 
 def test_maps_and_zeroes_of_one(served: tuple[Serving, Disk]) -> None:
@@ -102,6 +102,6 @@ def test_maps_and_zeroes_of_one(served: tuple[Serving, Disk]) -> None:
     name, start, length = partitions(disk)[1]
     before = disk.read()
     run("qemu-io", "-f", "raw", "-c", f"write -z -u 0 {length}", "-c", "flush", server.uri(name))
-    assert disk.read() == before[:start] + bytes(length) + before[start + length :]
+    assert_same_bytes(disk.read(), before[:start] + bytes(length) + before[start + length :])
     found = json.loads(run("nbdinfo", "--map", "--json", server.uri(name)).out)
     assert [(e["offset"], e["length"], e["type"]) for e in found] == [(0, length, 3 if disk.is_file else 0)]

@@ -9,6 +9,7 @@ import pytest
 
 from tests.interop.conftest import SIZE, Disk
 from tests.serving import Serving, pattern, run
+from tests.support import assert_same_bytes
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -33,7 +34,7 @@ def test_convert_out_and_compare(server: Serving, full: bytes, tmp_path: Path) -
     run("qemu-img", "check", copy)
     assert "identical" in run("qemu-img", "compare", "-F", "raw", copy, server.uri()).out
     run("qemu-img", "convert", "-O", "raw", copy, tmp_path / "raw")
-    assert (tmp_path / "raw").read_bytes() == full
+    assert_same_bytes((tmp_path / "raw").read_bytes(), full)
 
 
 def test_compare_finds_one_byte(server: Serving, disk: Disk, full: bytes, tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_convert_in(server: Serving, disk: Disk, full: bytes, tmp_path: Path) ->
     source = tmp_path / "source"
     source.write_bytes(data)
     run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", source, server.uri())
-    assert disk.read() == data
+    assert_same_bytes(disk.read(), data)
 
 
 def test_a_qcow2_image_on_the_export(server: Serving, disk: Disk, tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_patterns(server: Serving, disk: Disk) -> None:
         (0x55, 5 * MIB, 512),
     ):
         expected[offset : offset + length] = bytes([value]) * length
-    assert disk.read() == expected
+    assert_same_bytes(disk.read(), expected)
 
 
 def test_zeroes_with_and_without_unmapping(server: Serving, disk: Disk, full: bytes) -> None:
@@ -99,7 +100,7 @@ def test_zeroes_with_and_without_unmapping(server: Serving, disk: Disk, full: by
     qemu_io(server.uri(), "write -z 1M 1M", "write -z -u 3M 1M", "write -z 5000k 3k", "flush", "read -P 0 1M 1M")
     for offset, length in ((MIB, MIB), (3 * MIB, MIB), (5000 * KIB, 3 * KIB)):
         expected[offset : offset + length] = bytes(length)
-    assert disk.read() == expected
+    assert_same_bytes(disk.read(), expected)
     if disk.is_file:
         found = json.loads(run("qemu-img", "map", "--output=json", "-f", "raw", server.uri()).out)
         holes = [(e["start"], e["length"]) for e in found if e["zero"] and not e["data"]]
@@ -113,13 +114,13 @@ def test_zeroes_with_and_without_unmapping(server: Serving, disk: Disk, full: by
 def test_a_discard_gives_storage_back(server: Serving, disk: Disk, full: bytes) -> None:
     before = disk.path.stat().st_blocks
     qemu_io(server.uri(), "discard 2M 4M", "flush")
-    assert disk.read(0, 2 * MIB) == full[: 2 * MIB]
-    assert disk.read(6 * MIB) == full[6 * MIB :]
+    assert_same_bytes(disk.read(0, 2 * MIB), full[: 2 * MIB])
+    assert_same_bytes(disk.read(6 * MIB), full[6 * MIB :])
     if disk.is_file:
         assert before - disk.path.stat().st_blocks == 4 * MIB // 512
-        assert disk.read(2 * MIB, 4 * MIB) == bytes(4 * MIB)
+        assert_same_bytes(disk.read(2 * MIB, 4 * MIB), bytes(4 * MIB))
 
 
 def test_a_write_past_the_end_fails(server: Serving, disk: Disk, full: bytes) -> None:
     assert "failed" in qemu_io(server.uri(), f"write -P 1 {SIZE - 512} 1024", check=False)
-    assert disk.read() == full
+    assert_same_bytes(disk.read(), full)

@@ -13,7 +13,7 @@ import pytest
 from nbd import backend as backend_module
 from nbd.backend import Extent, FileBackend, measure
 from tests.nbd.peers import random_bytes
-from tests.support import loop_device, small_filesystem
+from tests.support import assert_same_bytes, loop_device, small_filesystem
 
 MIB = 1 << 20
 KIB = 1 << 10
@@ -105,7 +105,7 @@ def test_zero_touches_its_range_alone(
     expected = bytearray(contents(backend))
     backend.zero(offset, length, may_trim=may_trim)
     expected[offset : offset + length] = bytes(length)
-    assert contents(backend) == expected
+    assert_same_bytes(contents(backend), expected)
 
 
 def test_a_fast_zero_is_done_or_refused_and_then_nothing_has_changed(target: Path, open_backend: Open) -> None:
@@ -119,7 +119,7 @@ def test_a_fast_zero_is_done_or_refused_and_then_nothing_has_changed(target: Pat
                 assert error.errno == errno.ENOTSUP
             else:
                 expected[offset : offset + length] = bytes(length)
-            assert contents(backend) == expected
+            assert_same_bytes(contents(backend), expected)
 
 
 def test_trim_touches_its_range_alone(target: Path, open_backend: Open) -> None:
@@ -128,7 +128,7 @@ def test_trim_touches_its_range_alone(target: Path, open_backend: Open) -> None:
     for offset, length in [(0, 4096), (5000, 1), (10_001, 20_003), (MIB + 1, 4094)]:
         backend.trim(offset, length)
         before = before[:offset] + contents(backend)[offset : offset + length] + before[offset + length :]
-        assert contents(backend) == before
+        assert_same_bytes(contents(backend), before)
 
 
 def test_no_hole_leaves_no_hole(tmp_path: Path, open_backend: Open) -> None:
@@ -175,9 +175,9 @@ def test_zero_without_fallocate(
     backend = open_backend(sparse(tmp_path / "a", (0, 3 * MIB), size=3 * MIB))
     backend.zero(1000, 2 * MIB, may_trim=True)
     expected = b"\xaa" * 1000 + bytes(2 * MIB) + b"\xaa" * (MIB - 1000)
-    assert contents(backend) == expected
+    assert_same_bytes(contents(backend), expected)
     backend.trim(0, MIB)
-    assert contents(backend) == expected
+    assert_same_bytes(contents(backend), expected)
     with pytest.raises(OSError, match="fast") as caught:
         backend.zero(0, MIB, may_trim=True, fast=True)
     assert caught.value.errno == errno.ENOTSUP
@@ -209,7 +209,7 @@ def test_a_window_never_reaches_outside(tmp_path: Path, loop: bool, requires_roo
         start, size = 256 * KIB, 512 * KIB
         whole, window = cleanup.enter_context(opened(path)), cleanup.enter_context(opened(path, start=start, size=size))
         before = contents(whole)
-        assert contents(window) == before[start : start + size]
+        assert_same_bytes(contents(window), before[start : start + size])
         window.write(b"x" * size, 0)
         window.zero(0, size, may_trim=True)
         window.write(b"y" * 1000, size - 1000, fua=True)
@@ -218,8 +218,8 @@ def test_a_window_never_reaches_outside(tmp_path: Path, loop: bool, requires_roo
         window.cache(0, size)
         assert sum(extent.length for extent in window.extents(0, size)) == size
         after = contents(whole)
-        assert after[:start] == before[:start]
-        assert after[start + size :] == before[start + size :]
+        assert_same_bytes(after[:start], before[:start])
+        assert_same_bytes(after[start + size :], before[start + size :])
 
 
 # --- Extents ---
@@ -293,7 +293,7 @@ def test_writes_to_a_full_file_system(tmp_path: Path, requires_root: None) -> No
         with pytest.raises(OSError, match="No space"):
             backend.zero(0, MIB, may_trim=False)
         backend.zero(0, MIB, may_trim=True)
-        assert contents(backend) == bytes(MIB)
+        assert_same_bytes(contents(backend), bytes(MIB))
 
 
 def test_fua_reaches_stable_storage(tmp_path: Path, open_backend: Open, monkeypatch: pytest.MonkeyPatch) -> None:

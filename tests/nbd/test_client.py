@@ -37,7 +37,7 @@ from tests.nbd.peers import (
     random_bytes,
     scripted,
 )
-from tests.support import free_port, listens, running
+from tests.support import assert_same_bytes, free_port, listens, running
 
 MIB = 1 << 20
 KIB = 1 << 10
@@ -139,7 +139,7 @@ def test_a_real_server(peer: tuple[str, Path | None], tmp_path: Path) -> None:
         client.write(b"x" * MIB, 3 * MIB)
         data[3 * MIB :] = b"x" * MIB
     client.flush()
-    assert client.read(0, SIZE) == data
+    assert_same_bytes(client.read(0, SIZE), data)
     assert client.read(999, 7) == data[999:1006]
     position = 0
     for extent in client.extents(0, SIZE):
@@ -150,7 +150,7 @@ def test_a_real_server(peer: tuple[str, Path | None], tmp_path: Path) -> None:
     assert sum(extent.length for extent in client.extents(4096, 12_288)) == 12_288
     client.disconnect()
     if image is not None:
-        assert image.read_bytes() == data
+        assert_same_bytes(image.read_bytes(), data)
 
 
 def test_errors_of_a_real_server_are_told_with_their_place(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_some_errors_among_many_requests(tmp_path: Path) -> None:
             assert caught.value.errno == errno.EIO
             assert caught.value.offset not in done
             for offset in done:
-                assert client.read(offset, 16 * KIB) == random_bytes(SIZE, seed)[offset : offset + 16 * KIB]
+                assert_same_bytes(client.read(offset, 16 * KIB), random_bytes(SIZE, seed)[offset : offset + 16 * KIB])
         client.disconnect()
 
 
@@ -194,7 +194,7 @@ def test_a_server_with_delays_answers_in_any_order(tmp_path: Path) -> None:
         started = time.monotonic()
         client.run(writes(random_bytes(MIB), 16 * KIB), depth=16)
         assert time.monotonic() - started < 64 * 0.02  # they were in flight together
-        assert client.read(0, MIB) == random_bytes(MIB)
+        assert_same_bytes(client.read(0, MIB), random_bytes(MIB))
         client.disconnect()
 
 
@@ -259,8 +259,8 @@ def test_cuts_at_random_do_no_harm(server: Exporting, disk: Path, seed: int) -> 
         assert proxy.connections > 2
         assert len(notes) % 2 == 0
         assert len(notes) >= 2
-    assert bytes(got) == data
-    assert disk.read_bytes() == data
+    assert_same_bytes(bytes(got), data)
+    assert_same_bytes(disk.read_bytes(), data)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -278,7 +278,7 @@ def test_a_server_that_forgets_what_was_not_flushed(seed: int) -> None:
         client.run(writes(data))
         client.flush()
         client.disconnect()
-    assert disk.stable == data
+    assert_same_bytes(disk.stable, data)
 
 
 def test_the_order_of_overlapping_writes_survives_a_cut() -> None:
@@ -312,7 +312,7 @@ def test_the_order_of_overlapping_writes_survives_a_cut() -> None:
         for number in range(8):
             expected[number * 1000 : number * 1000 + 4096] = bytes([number]) * 4096
         client.disconnect()
-    assert disk.cache == expected
+    assert_same_bytes(disk.cache, expected)
 
 
 def test_a_caller_may_use_its_buffer_again() -> None:
@@ -335,7 +335,7 @@ def test_payloads_in_memory_are_flushed_before_they_are_too_many(monkeypatch: py
         client = connect(uri)
         client.run(writes(random_bytes(2 * MIB)))
         assert client._unflushed_memory <= 256 * KIB
-        assert disk.stable[: 2 * MIB - 512 * KIB] == random_bytes(2 * MIB)[: 2 * MIB - 512 * KIB]
+        assert_same_bytes(disk.stable[: 2 * MIB - 512 * KIB], random_bytes(2 * MIB)[: 2 * MIB - 512 * KIB])
         client.disconnect()
 
 
@@ -460,7 +460,7 @@ def test_an_export_that_is_refused_for_a_while_after_the_cut() -> None:
         client.run(writes(random_bytes(256 * KIB)))
         client.flush()
         client.disconnect()
-        assert disk.stable[: 256 * KIB] == random_bytes(256 * KIB)
+        assert_same_bytes(disk.stable[: 256 * KIB], random_bytes(256 * KIB))
         with scripted(refuse) as refusing, pytest.raises(OptionRefused):
             connect(refusing)
 
@@ -615,7 +615,7 @@ def test_bulk_reads_and_writes_together_do_not_lock_up(server: Exporting, disk: 
     client.run(operations, depth=8)
     client.disconnect()
     assert all(buffer == random_bytes(2 * MIB)[:MIB] for buffer in buffers)
-    assert disk.read_bytes()[MIB:] == b"y" * MIB
+    assert_same_bytes(disk.read_bytes()[MIB:], b"y" * MIB)
 
 
 # --- Long ranges ---

@@ -23,7 +23,7 @@ from nbd.negotiation import BlockSizes, ExportInfo, Ready
 from nbd.responder import SMALL, Responder
 from nbd.wire import Command, CommandFlag, Error, ReplyType, TransmissionFlag
 from tests.nbd.peers import Answer, RawClient, random_bytes, request
-from tests.support import loop_device, small_filesystem, wait_until
+from tests.support import assert_same_bytes, loop_device, small_filesystem, wait_until
 
 MIB = 1 << 20
 
@@ -209,7 +209,7 @@ def test_eio_in_a_bulk_read_pads_the_chunk_and_goes_on(serve_bad_disk: Serve) ->
     assert MIB - 512 * 1024 < offset <= MIB
     assert offset + length == MIB + 512 * 1024
     assert it.client.ask(Command.READ, 0, 1000).data == random_bytes(MIB)[:1000]
-    assert it.client.ask(Command.READ, 0, BULK).data == random_bytes(MIB)[:BULK]
+    assert_same_bytes(it.client.ask(Command.READ, 0, BULK).data, random_bytes(MIB)[:BULK])
 
 
 def test_eio_in_a_small_read(serve_bad_disk: Serve) -> None:
@@ -239,7 +239,7 @@ def test_lost_writes_are_told_by_every_later_flush(tmp_path: Path, requires_root
             for _ in range(2):
                 assert it.client.ask(Command.FLUSH).error == Error.EIO
             assert it.client.ask(Command.WRITE, 0, data=b"x" * BULK, flags=CommandFlag.FUA).error == Error.EIO
-            assert it.client.ask(Command.READ, 0, BULK).data == b"x" * BULK
+            assert_same_bytes(it.client.ask(Command.READ, 0, BULK).data, b"x" * BULK)
             assert it.notes.flushes == 1
             it.end()
 
@@ -315,7 +315,7 @@ def test_a_refused_writer_is_told_and_may_ask_again(serve: Serve, disk: Path, le
         it.client.ask(Command.WRITE_ZEROES, 0, length),
     ]
     assert [(a.error, a.message) for a in answers] == [(Error.EPERM, "somebody writes to sda1")] * 3
-    assert disk.read_bytes() == random_bytes(2 * MIB)
+    assert_same_bytes(disk.read_bytes(), random_bytes(2 * MIB))
     assert not it.responder.dirty
     assert it.client.ask(Command.WRITE, 0, data=b"x" * length).error == 0
     assert it.client.ask(Command.WRITE, 0, data=b"x" * length).error == 0
@@ -352,10 +352,10 @@ def test_a_bulk_read_of_a_sparse_file_has_hole_chunks(serve: Serve, tmp_path: Pa
     it = serve(path)
     answer = it.client.ask(Command.READ, 0, MIB)
     assert answer.kinds == [ReplyType.OFFSET_HOLE, ReplyType.OFFSET_DATA, ReplyType.OFFSET_HOLE, ReplyType.NONE]
-    assert answer.data == path.read_bytes()
+    assert_same_bytes(answer.data, path.read_bytes())
     whole = it.client.ask(Command.READ, 0, MIB, flags=CommandFlag.DF)
     assert whole.kinds == [ReplyType.OFFSET_DATA, ReplyType.NONE]
-    assert whole.data == path.read_bytes()
+    assert_same_bytes(whole.data, path.read_bytes())
 
 
 def test_block_status_is_bounded(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -488,4 +488,4 @@ def test_a_small_pipe_is_enough(serve: Serve, disk: Path, monkeypatch: pytest.Mo
     it = serve()
     data = random_bytes(2 * MIB, seed=2)
     assert it.client.ask(Command.WRITE, 0, data=data).error == 0
-    assert disk.read_bytes() == data
+    assert_same_bytes(disk.read_bytes(), data)

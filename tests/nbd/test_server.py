@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from nbd import wire
 from nbd.wire import Command, CommandFlag, Error, Option, Rep, TransmissionFlag
 from tests.nbd.peers import Answer, Exporting, RawClient, exporting, info_request, random_bytes, request
-from tests.support import examples, loop_device, small_filesystem, wait_until
+from tests.support import assert_same_bytes, examples, loop_device, small_filesystem, wait_until
 
 MIB = 1 << 20
 KIB = 1 << 10
@@ -263,7 +263,7 @@ def test_tcp(tmp_path: Path, disk: Path, host: str) -> None:
     with exporting(tmp_path, {"": {"path": str(disk)}}, host=host) as server, server.client() as client:
         client.go(structured=True)
         assert client.ask(Command.READ, 5, 10).data == random_bytes(2 * MIB)[5:15]
-        assert client.ask(Command.READ, 5, MIB).data == random_bytes(2 * MIB)[5 : MIB + 5]
+        assert_same_bytes(client.ask(Command.READ, 5, MIB).data, random_bytes(2 * MIB)[5 : MIB + 5])
         peer = server.events("connected")[0]["peer"]
         assert peer.startswith("[::1]:" if ":" in host else "127.0.0.1:")
 
@@ -333,7 +333,7 @@ def test_a_read_only_export(server: Exporting, disk: Path) -> None:
             assert client.ask(Command.TRIM, 0, length).error == Error.EPERM
         assert client.ask(Command.FLUSH).error == 0
         assert client.ask(Command.READ, 0, 512).data == random_bytes(2 * MIB)[:512]
-    assert disk.read_bytes() == random_bytes(2 * MIB)
+    assert_same_bytes(disk.read_bytes(), random_bytes(2 * MIB))
     assert server.events("begin_writing") == []
 
 
@@ -355,7 +355,7 @@ def test_requests_longer_than_the_maximum(tmp_path: Path, disk: Path) -> None:
         assert client.ask(Command.READ, 0, 32 * MIB + 1).error == Error.EOVERFLOW
         assert client.ask(Command.WRITE, 0, data=bytes(32 * MIB + 1)).error == Error.EOVERFLOW
         assert client.ask(Command.WRITE_ZEROES, 0, 80 * MIB).error == 0
-        assert client.ask(Command.READ, 0, 32 * MIB).data == bytes(32 * MIB)
+        assert_same_bytes(client.ask(Command.READ, 0, 32 * MIB).data, bytes(32 * MIB))
 
 
 @pytest.mark.parametrize("length", [4096, SMALL, 4 * SMALL])
@@ -374,7 +374,7 @@ def test_a_full_file_system(tmp_path: Path, length: int, requires_root: None) ->
             assert client.ask(Command.READ, 0, 4096).error == 0
             assert client.ask(Command.TRIM, 0, 2 * MIB).error == 0
             assert client.ask(Command.WRITE, MIB, data=b"y" * length).error == 0
-            assert client.ask(Command.READ, MIB, length).data == b"y" * length
+            assert_same_bytes(client.ask(Command.READ, MIB, length).data, b"y" * length)
         failed = server.events("failed")
         assert {event["command"] for event in failed} == {"WRITE", "WRITE_ZEROES"}
 
@@ -445,7 +445,7 @@ def test_a_killed_connection_does_not_touch_the_others(server: Exporting) -> Non
         assert two.ask(Command.WRITE, 0, data=b"x" * MIB).error == 0
         with server.client() as three:
             three.go()
-            assert three.ask(Command.READ, 0, MIB).data == b"x" * MIB
+            assert_same_bytes(three.ask(Command.READ, 0, MIB).data, b"x" * MIB)
 
 
 def test_clients_that_crash_leave_nothing_behind(server: Exporting) -> None:
@@ -530,7 +530,7 @@ def test_sigterm_with_requests_in_flight(tmp_path: Path, disk: Path, length: int
         assert client.at_end()
         for number in done[-4096:]:
             position = number * length % (2 * MIB)
-            assert disk.read_bytes()[position : position + length] == bytes([number % 251]) * length
+            assert_same_bytes(disk.read_bytes()[position : position + length], bytes([number % 251]) * length)
         server.wait_for("stopped")
 
 

@@ -9,6 +9,7 @@ import pytest
 from tests.restore.conftest import FOREIGN, LOCAL, OURS
 from tests.restore.engine import IMAGES, MIB, Disk, image, named_ranges, nbdkit, restore, succeeded, verify
 from tests.serving import pattern, run
+from tests.support import assert_same_bytes
 
 
 @pytest.mark.parametrize("source", IMAGES)
@@ -28,7 +29,7 @@ def check_restore(disk: Disk, source: str, directory: Path) -> None:
     disk.fill(old)
     with image(source, directory) as (path, data):
         said = succeeded(restore(path, disk.target))
-        assert disk.read() == data + old[len(data) :]
+        assert_same_bytes(disk.read(), data + old[len(data) :])
         assert said.count(disk.note or "read back") == (1 if disk.note else 0), said
         assert ", verified" in said
 
@@ -48,7 +49,7 @@ def test_others_agree(disk: Disk, tmp_path: Path) -> None:
     compare = ("qemu-img", "compare", "--force-share", "-f", "raw", "-F", "raw", source, where)
     if where.startswith("nbd"):
         run("nbdcopy", "--", where, copy)
-        assert copy.read_bytes() == source.read_bytes()
+        assert_same_bytes(copy.read_bytes(), source.read_bytes())
     assert "Images are identical." in run(*compare).out
     succeeded(verify(source, where))
     assert disk.path is not None
@@ -68,7 +69,7 @@ def test_options(disk: Disk, options: tuple[str, ...], tmp_path: Path) -> None:
     disk.fill(old)
     with image("holes", tmp_path) as (path, data):
         said = succeeded(restore(path, disk.target, *options))
-    assert disk.read() == data + old[len(data) :]
+    assert_same_bytes(disk.read(), data + old[len(data) :])
     noverify = "--noverify" in options
     assert ("Verifying" in said) is not noverify
     assert (", not verified" in said) is noverify
@@ -101,5 +102,5 @@ def test_servers_with_limits(arguments: tuple[str, ...], source: str, tmp_path: 
     target.write_bytes(old)
     with image(source, tmp_path) as (path, data), nbdkit(*arguments, target, directory=tmp_path) as uri:
         succeeded(restore(path, uri, "--connections=2"))
-        assert target.read_bytes() == data + old[len(data) :]
+        assert_same_bytes(target.read_bytes(), data + old[len(data) :])
         succeeded(verify(path, uri))

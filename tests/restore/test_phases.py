@@ -13,6 +13,7 @@ import pytest
 from tests.restore.engine import ASR, MIB, READ_BACK, asr, failed, json_events, nbdkit, restore, succeeded, verify
 from tests.restore.terminal import on_terminal
 from tests.serving import ROOT, TARGETMODE, Serving, pattern, run, serving, targetmode
+from tests.support import assert_same_bytes
 
 BAR = "....10....20....30....40....50....60....70....80....90....100"
 SIZE = 16 * MIB
@@ -137,7 +138,7 @@ def test_question_answered_with_no(keys: str, image: Path, disk: Path) -> None:
     assert 'ext4 "archive"' in shown
     assert "asr: not erased; nothing was touched\n" in shown
     assert "Erasing" not in shown
-    assert disk.read_bytes() == before
+    assert_same_bytes(disk.read_bytes(), before)
 
 
 def test_question_answered_with_yes(image: Path, server: Serving) -> None:
@@ -158,7 +159,7 @@ def test_ctrl_c_at_the_question(image: Path, disk: Path) -> None:
         terminal.type("\x03")
         assert terminal.end(5) == 1
     assert terminal.shown.endswith("asr: interrupted; nothing was touched\n")
-    assert disk.read_bytes() == before
+    assert_same_bytes(disk.read_bytes(), before)
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
@@ -167,7 +168,7 @@ def test_no_terminal_to_ask_on(options: tuple[str, ...], image: Path, disk: Path
     result = asr("restore", "--source", image, "--target", disk, "--erase", *options)
     assert result.status == 1
     assert "standard input is not a terminal to ask before erasing; say --noprompt" in result.out + result.err
-    assert disk.read_bytes() == before
+    assert_same_bytes(disk.read_bytes(), before)
 
 
 # --- Bars ---
@@ -203,7 +204,7 @@ def test_a_reader_that_leaves_does_not_end_a_restore(options: tuple[str, ...], i
     errors = process.stderr.read()
     process.stderr.close()
     assert (process.wait(30), errors) == (0, "")
-    assert disk.read_bytes()[: 3 * MIB] == image.read_bytes()
+    assert_same_bytes(disk.read_bytes()[: 3 * MIB], image.read_bytes())
 
 
 def test_full_log(image: Path, disk: Path) -> None:
@@ -211,7 +212,7 @@ def test_full_log(image: Path, disk: Path) -> None:
         words = [sys.executable, "-m", "restore.cli", "restore", "--source", image, "--target", disk]
         done = subprocess.run([*map(str, words), "--erase", "--noprompt"], stdout=full, cwd=ROOT, timeout=60)
     assert done.returncode == 0
-    assert disk.read_bytes()[: 3 * MIB] == image.read_bytes()
+    assert_same_bytes(disk.read_bytes()[: 3 * MIB], image.read_bytes())
 
 
 def test_the_image_is_missing_at_last(disk: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from tests.restore.engine import MIB, asr, failed, nbdkit, restore, verify
 from tests.serving import pattern, run, serving
-from tests.support import free_port, loop_device
+from tests.support import assert_same_bytes, free_port, loop_device
 
 SIZE = 4 * MIB
 
@@ -37,7 +37,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     content = pattern(SIZE, seed=5)
     path.write_bytes(content)
     yield path
-    assert path.read_bytes() == content
+    assert_same_bytes(path.read_bytes(), content)
 
 
 def test_smaller_target(image: Path, disk: Path, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_mounted_target(image: Path, tmp_path: Path) -> None:
             for target in (loop, disk):
                 assert "mounted on" in failed(restore(image, target))
             assert "mounted on" in failed(restore(loop, image))  # nor can it be read, while others change it
-            assert disk.read_bytes()[: 2 * MIB] == before[: 2 * MIB]
+            assert_same_bytes(disk.read_bytes()[: 2 * MIB], before[: 2 * MIB])
         finally:
             run("umount", directory)
 

@@ -10,6 +10,7 @@ import pytest
 from targetmode.disks.preflight import PreflightError
 from targetmode.offer import Offer, OfferError
 from tests.serving import run
+from tests.support import assert_same_bytes
 from tests.targetmode.conftest import MIB, part
 
 
@@ -124,7 +125,7 @@ def test_an_image_that_was_deleted_is_served_on(image: Path) -> None:
         backend = offer.exports()[0].open()
         buffer = bytearray(len(data))
         backend.read_into(memoryview(buffer), 0)
-        assert buffer == data
+        assert_same_bytes(buffer, data)
         backend.close()
     finally:
         offer.close()

@@ -18,7 +18,7 @@ import pytest
 
 from nbd.wire import Command
 from tests.serving import ROOT, TARGETMODE, RawClient, Serving, alive, nbdsh, pattern, run
-from tests.support import loop_device, wait_until
+from tests.support import assert_same_bytes, loop_device, wait_until
 from tests.targetmode.conftest import MIB, part
 
 EPERM: Final = 1
@@ -224,7 +224,7 @@ def test_requests_in_flight_finish(
         assert server.stop(None) == 0
         assert time.monotonic() - begin < 4
     if not error:
-        assert image.read_bytes()[:length] == data
+        assert_same_bytes(image.read_bytes()[:length], data)
     gone = next(event for event in server.events if event["event"] == "disconnect")
     assert gone["written"] == 512 + (0 if error else length)
     assert server.events[-1]["event"] == "stopped"
@@ -345,7 +345,7 @@ def test_a_word_of_safety_waits_for_writes_that_a_dead_listener_left_in_flight(
         client.sock.sendall(data[MIB // 2 :])
         assert client.reply() == 0
         assert server.stop(None) == 1
-    assert image.read_bytes() == data
+    assert_same_bytes(image.read_bytes(), data)
     assert [event["event"] for event in server.events[-2:]] == ["disconnect", "stopped"]
 
 

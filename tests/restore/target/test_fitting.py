@@ -16,7 +16,7 @@ from nbd.connection import FileRange
 from nbd.negotiation import BlockSizes, ExportInfo
 from nbd.wire import Command, TransmissionFlag
 from restore.target.fitting import Fitting, read_any
-from tests.support import examples
+from tests.support import assert_same_bytes, examples
 
 KIB = 1 << 10
 
@@ -103,7 +103,7 @@ def test_fitting(plan: list[tuple[int, str]], minimum: int, maximum: int, zeroes
             disk.carry_out(part)
             fitting.part_done(part)
         fitting.patch(disk)  # type: ignore[arg-type]
-    assert disk.data == expected
+    assert_same_bytes(disk.data, expected)
     assert sorted(operation.offset for operation in done) == [operation.offset for operation in operations]
     assert all(operation in operations for operation in done)
 
