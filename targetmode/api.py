@@ -28,6 +28,7 @@ MAX_RANGE: Final = 64 << 20  # bytes of one range
 MAX_BODY: Final = 1 << 20
 
 NAMESPACE: Final = "targetmode:"
+SESSION_HEADER: Final = "Targetmode-Session"  # of every digests answer: the run of the server that it is from
 
 
 class MessageError(ValueError):

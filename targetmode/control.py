@@ -98,7 +98,9 @@ class ControlServer:
             return _refusal(400, "the body ends early")  # whoever asked has gone
         except TimeoutError:
             return _refusal(408, f"the body did not come within {BODY_TIMEOUT:g} seconds")
-        response = web.StreamResponse(headers={"Content-Type": "application/jsonl"})
+        response = web.StreamResponse(
+            headers={"Content-Type": "application/jsonl", api.SESSION_HEADER: self._session.id}
+        )
         await response.prepare(request)
         try:
             await self._stream_digests(response, export, asked)

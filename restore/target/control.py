@@ -11,7 +11,7 @@ from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from typing import Final
 
-from restore.errors import RestoreError
+from restore.errors import RestoreError, say
 from restore.target import ALGORITHM, Verifier
 from targetmode import api
 
@@ -46,8 +46,9 @@ class ControlVerifier:
             RestoreError: it is not.
         """
         try:
-            answer = api.ExportsAnswer.from_json(json.loads(await asyncio.to_thread(self._ask, "GET", api.EXPORTS)))
-        except (HTTPException, OSError, ValueError) as error:
+            body, _ = await asyncio.to_thread(self._ask, "GET", api.EXPORTS)
+            answer = api.ExportsAnswer.from_json(json.loads(body))
+        except (HTTPException, OSError, ValueError, RecursionError) as error:
             raise RestoreError(f"the control API at {self._base} cannot be used ({_say(error)})") from None
         if answer.session != self._address.session:
             raise RestoreError(f"the control API at {self._base} belongs to another server")
@@ -56,12 +57,14 @@ class ControlVerifier:
         """Ask for ranges, and check that the answers are for them, in order."""
         body = json.dumps(api.DigestRequest(ALGORITHM, list(ranges)).to_json()).encode()
         try:
-            answer = await asyncio.to_thread(self._ask, "POST", self._path, body)
+            answer, session = await asyncio.to_thread(self._ask, "POST", self._path, body)
             told = [api.DigestLine.from_json(json.loads(line)) for line in answer.splitlines()]
-        except (TimeoutError, ValueError) as error:
+        except (TimeoutError, ValueError, RecursionError) as error:
             raise RestoreError(f"{self._base}: the target's digests cannot be had: {_say(error)}") from None
         except (HTTPException, OSError) as error:
             raise ControlLost(f"the control API at {self._base} is gone ({_say(error)})") from None
+        if session != self._address.session:
+            raise ControlLost(f"the control API at {self._base} belongs to another server now")
         if [(line.offset, line.length) for line in told] != list(ranges):
             raise RestoreError(f"{self._base}: the digests of other ranges than were asked for")
         return [line.digest for line in told]
@@ -77,8 +80,13 @@ class ControlVerifier:
                     with suppress(OSError):
                         connection.sock.shutdown(socket.SHUT_RDWR)
 
-    def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        """One request, on a connection that is kept for the next; raises HTTPException, OSError."""
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> tuple[bytes, str | None]:
+        """One request, on a connection that is kept for the next; the answer's body, and which session it is from.
+
+        Raises:
+            HTTPException, OSError: there is no answer.
+            ValueError: it is too long, or no success.
+        """
         with self._lock:
             if self._closed:
                 raise ConnectionAbortedError("closed")
@@ -97,7 +105,9 @@ class ControlVerifier:
             if len(answer) == _MOST:
                 raise ValueError("the answer is longer than it may be")
             kept = not response.will_close
-            return answer
+            if response.status != 200:
+                raise ValueError(_refusal(response.status, answer))
+            return answer, response.getheader(api.SESSION_HEADER)
         finally:
             with self._lock:
                 self._busy.discard(connection)
@@ -148,5 +158,15 @@ class LastingVerifier:
                 self._verifiers.append(await self._find(True))
 
 
+def _refusal(status: int, body: bytes) -> str:
+    """Why a request was refused, in the server's own words if it has any."""
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return f"HTTP status {status}"
+
+
 def _say(error: BaseException) -> str:
-    return str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
+    """One line; what the other side has sent may be in it."""
+    said = "".join(char if char.isprintable() else " " for char in say(error))
+    return " ".join(said.split()) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from targetmode.api import SESSION_HEADER
 from targetmode.disks.media import ALGORITHMS
 from targetmode.disks.text import format_size
 
@@ -108,6 +109,7 @@ class Answer(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data) if length is None else length))
+        self.send_header(SESSION_HEADER, self.server.session)
         self.end_headers()
         self.wfile.write(data)
         self.close_connection = length is not None
@@ -227,6 +229,12 @@ def elsewhere(answer: Answer, lines: list[str]) -> None:
     answer.send_header("Location", "http://127.0.0.1:9/v1/exports")
     answer.send_header("Content-Length", "0")
     answer.end_headers()
+
+
+def of_another_server(answer: Answer, lines: list[str]) -> None:
+    """What would be right, but another server has the port now."""
+    answer.server.session = "another"
+    answer.answer("".join(lines))
 
 
 def of_another_disk(answer: Answer, lines: list[str]) -> None:

@@ -163,6 +163,7 @@ MIDDLE = [
     tricks.cut_line,
     tricks.endless_line,
     tricks.elsewhere,
+    tricks.of_another_server,
 ]
 
 
