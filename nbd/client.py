@@ -58,6 +58,7 @@ class Client:
 
     Attributes:
         export: what the server says of the export.
+        history: the same, as it was said each time that it was connected to.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Client:
         self._waiting_since = 0.0
         self._connection = Connection(uri, timeout=timeout, queries=queries)
         self.export: ExportInfo = self._connection.ready.export
+        self.history: list[ExportInfo] = [self.export]
 
     # --- Single requests ---
 
@@ -296,6 +298,7 @@ class Client:
                 connection.close()
                 raise ConnectionLost(f"{reason}; the export that is there now is a different one") from reason
             self._connection = connection
+            self.history.append(connection.ready.export)
             if self._aborted:  # meanwhile, by a thread that knew the old connection alone
                 connection.abort()
             self._notify(f"{self.uri}: connected again")

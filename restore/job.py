@@ -33,6 +33,7 @@ ATTEMPTS: Final = 3  # times that a range which differs is sent again
 _PATIENCE: Final = 2.0  # seconds that an interrupted copy has to end by itself, and again when its connections are cut
 _TICK: Final = 0.1  # seconds between two updates of the progress
 _SWITCH: Final = 0.0005  # seconds a thread may keep the interpreter while the copying one waits for it
+_AGAIN: Final = "the server may have been started again, so all that was compared is compared once more"
 _T = TypeVar("_T")
 _FAILURES: Final = (RestoreError, NBDError, OSError)
 
@@ -86,7 +87,12 @@ async def verify(open_target: Callable[[], Target], open_source: Callable[[], So
         try:
             async with Verification(source, target, lambda n: progress.add(VERIFYING, n), report.note) as check:
                 with _showing(progress):
-                    different = await check.compare_all(cut(source.extents(), 0, source.size))
+                    generation = -1
+                    while generation != target.generation:
+                        if generation >= 0:
+                            report.note(_AGAIN)
+                        generation = target.generation
+                        different = await check.compare_all(cut(source.extents(), 0, source.size))
         except _FAILURES as error:
             raise RestoreError(f"the comparison failed: {say(error)}") from error
         except ExceptionGroup as group:
@@ -159,7 +165,8 @@ class _Restore:
         source, size = self._source, self._source.size
         known = await asyncio.to_thread(self._known_zeroes)
         body = known.apply(cut(source.extents(), self._head, size))
-        head = cut(source.extents(), 0, self._head)
+        head = list(cut(source.extents(), 0, self._head))
+        generation = self._target.generation
         async with AsyncExitStack() as stack:
             check = None
             if self._settings.verify:
@@ -171,8 +178,13 @@ class _Restore:
                 await self._write(throttle(body, self._settings.max_rate, self._stopping.wait), check), check
             )
             self._progress.complete(RESTORING)
-            self._head_written = True
-            await self._settle(await self._write(head, check), check)
+            while True:
+                generation = await self._settle_again(generation, check)
+                self._head_written = True
+                await self._settle(await self._write(head, check), check)
+                if check is None or generation == self._target.generation:
+                    break
+                await self._in_thread(self._zero_head)  # while the rest is in doubt
         for phase in self._progress.totals:
             self._progress.complete(phase)
 
@@ -197,6 +209,19 @@ class _Restore:
         if different:
             ranges = join([(piece.offset, piece.length) for piece in different])
             raise Differences(f"{self._target.name} keeps other data than were sent, {ATTEMPTS} times over", ranges)
+
+    async def _settle_again(self, generation: int, check: Verification | None) -> int:
+        """Compare all but the first MiB once more if what was found of it was found before `generation` had grown.
+
+        Returns:
+            The generation that it is right in.
+        """
+        while check is not None and generation != self._target.generation:
+            generation = self._target.generation
+            self._report.note(_AGAIN)
+            again = cut(self._source.extents(), self._head, self._source.size)
+            await self._settle(await check.compare_all(again), check)
+        return generation
 
     async def _write(self, pieces: Iterable[Piece], check: Verification | None) -> list[Piece]:
         """Write pieces and flush; meanwhile compare those that are written. The pieces that differ."""

@@ -22,6 +22,11 @@ class Target(Protocol):
     name: str
     size: int
 
+    @property
+    def generation(self) -> int:
+        """Grows when what is written to may be another than before: nothing that was found on it until then holds."""
+        ...
+
     def contents(self) -> str:
         """What is on it now, in one line for the one who is about to erase it."""
         ...

@@ -44,6 +44,11 @@ class LocalTarget:
         self._buffer = memoryview(mmap.mmap(-1, PIECE))
         self._aborted = False
 
+    @property
+    def generation(self) -> int:
+        """It stays what it is, since it is held open."""
+        return 0
+
     def contents(self) -> str:
         """Partition table, file systems and labels."""
         from targetmode.disks.contents import describe_contents  # only the question needs it

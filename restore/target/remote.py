@@ -11,6 +11,7 @@ from typing import Final
 from nbd.client import REFUSED_LIMIT, Client, Operation
 from nbd.connection import list_exports
 from nbd.errors import NBDError, OptionRefused
+from nbd.negotiation import ExportInfo
 from nbd.uri import NBDURI
 from nbd.wire import Command, Rep, TransmissionFlag
 from restore.errors import Refused, RestoreError
@@ -57,6 +58,8 @@ class RemoteTarget:
         self._timeout = timeout
         self._notify = notify
         self._clients: list[Client] = []
+        self._readers: list[Client] = []  # of what was written, where the server does not verify itself
+        self._met: set[api.ControlAddress] = set()  # by verification
         self.name = str(uri)
         first = self._connect()
         export = first.export
@@ -69,7 +72,19 @@ class RemoteTarget:
         if export.flags & TransmissionFlag.CAN_MULTI_CONN:
             for _ in range(connections - 1):
                 self._connect()
-        self.control = _control_address(first)
+        self.control = _control_address(export)
+
+    @property
+    def generation(self) -> int:
+        """How many runs of the server there were so far: a later one may have lost data, or have another disk."""
+        named, unnamed = set(self._met), 0
+        for client in (*self._clients, *self._readers):
+            for number, export in enumerate(client.history):
+                if (address := _control_address(export)) is not None:
+                    named.add(address)
+                elif number:
+                    unnamed += 1  # where the server does not say, each reconnect counts
+        return len(named) + unnamed
 
     def contents(self) -> str:
         """Partition table, file systems and labels, read over the wire."""
@@ -128,7 +143,9 @@ class RemoteTarget:
         """Whoever can tell the target's digests now; `again` when the server may be another run than at the start."""
         if again:
             fresh = await asyncio.to_thread(self._patient_client)
-            self.control = _control_address(fresh)
+            self.control = _control_address(fresh.export)
+            if self.control is not None:
+                self._met.add(self.control)
             await asyncio.to_thread(fresh.disconnect)
         if self.control is None:
             reason = "the server has no control API"
@@ -142,6 +159,7 @@ class RemoteTarget:
                 reason = str(error)
         note(f"{reason}; so every block is read back over a new connection")
         client = await asyncio.to_thread(self._client)
+        self._readers.append(client)
         return ReadBackVerifier(client)
 
     def _patient_client(self) -> Client:
@@ -213,10 +231,9 @@ class _Shared(Iterator[Operation]):
         self._stopped = True
 
 
-def _control_address(client: Client) -> api.ControlAddress | None:
+def _control_address(export: ExportInfo) -> api.ControlAddress | None:
     """Where the control API is; nbdkit has no metadata contexts of ours, there it stands in the description."""
-    contexts = client.export.contexts or tuple(client.export.description.split())
-    return api.ControlAddress.from_contexts(contexts)
+    return api.ControlAddress.from_contexts(export.contexts or tuple(export.description.split()))
 
 
 class ReadBackVerifier:
