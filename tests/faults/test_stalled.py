@@ -51,16 +51,16 @@ def server(disk: Path) -> Iterator[Serving]:
 def test_for_good(after: int, options: tuple[str, ...], image: Path, disk: Path, server: Serving) -> None:
     with Proxy(("127.0.0.1", server.port), itertools.repeat(None), hold_after=after) as proxy:
         uri = f"nbd://127.0.0.1:{proxy.port}/disk.img"
-        with restoring(image, uri, "--timeout=2", *options) as asr:
+        with restoring(image, uri, "--timeout=1.2", *options) as asr:
             assert proxy.holding.wait(10)
             began = time.monotonic()
             message = failed(asr.end(15))
             took = time.monotonic() - began
-    assert 1.5 < took < (4 if after < IMAGE_SIZE - MIB else 6), message  # the last has to be emptied, and tries to be
+    assert 0.9 < took < (3 if after < IMAGE_SIZE - MIB else 5), message  # the last has to be emptied, and tries to be
     if after == 0:
-        assert message == f"{uri}: no complete handshake within 2 seconds"
+        assert message == f"{uri}: no complete handshake within 1.2 seconds"
         return
-    assert message.startswith(f"{uri}: nothing moved for 2 seconds; {uri} ")
+    assert message.startswith(f"{uri}: nothing moved for 1.2 seconds; {uri} ")
     if after < IMAGE_SIZE - MIB:
         assert message.endswith(f"; {uri} is left empty")
         assert_same_bytes(disk.read_bytes()[:MIB], bytes(MIB))
