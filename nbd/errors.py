@@ -26,7 +26,7 @@ class OptionRefused(NBDError):
     """
 
     def __init__(self, reply: int, message: str) -> None:
-        super().__init__(message or f"option refused with reply type {reply:#x}")
+        super().__init__(one_line(message) or f"option refused with reply type {reply:#x}")
         self.reply = reply
         self.message = message
 
@@ -42,7 +42,7 @@ class RequestFailed(NBDError):
     """
 
     def __init__(self, errno: int, command: str, offset: int, length: int, message: str = "") -> None:
-        reason = os.strerror(errno)
+        reason, message = os.strerror(errno), one_line(message)
         detail = f": {message}" if message and message != reason else ""
         super().__init__(f"{command} of {length} bytes at offset {offset} failed: {reason}{detail}")
         self.errno = errno
@@ -57,3 +57,8 @@ class ConnectionLost(NBDError):
 
 class Stalled(ConnectionLost):
     """The peer is there but nothing moved within the time allowed."""
+
+
+def one_line(text: str) -> str:
+    """What the other side has said, fit to be part of a message: a string of up to 4096 bytes may hold anything."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())

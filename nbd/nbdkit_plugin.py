@@ -22,6 +22,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,20 @@ from nbd.writers import WriterLock
 
 API_VERSION = 2
 _PR_SET_PDEATHSIG = 1
+
+
+class _Refused(Exception):
+    """Something that was asked for is not to be had."""
+
+
+def _format_exception(
+    kind: Any, *rest: Any, _whole: Callable[..., list[str]] = traceback.format_exception
+) -> list[str]:
+    """What nbdkit puts into its log, and tells the client: the words alone, for what is no bug."""
+    return [str(rest[0])] if rest and issubclass(kind, _Refused | OSError) else _whole(kind, *rest)
+
+
+traceback.format_exception = _format_exception  # type: ignore[assignment]  # nbdkit calls it by this name
 
 _config: dict[str, Any] = {}
 _slots: set[int] = set()
@@ -121,7 +136,7 @@ class _Handle:
 def config(key: str, value: str) -> None:
     """`config=FILE`."""
     if key != "config":
-        raise RuntimeError(f"unknown parameter {key}")
+        raise _Refused(f"unknown parameter {key}")
     _config.update(json.loads(Path(value).read_text()))
     _config["socket"] = socket.socket(fileno=_config["events"])
     # By default it is SIGTERM, upon which nbdkit waits until its clients have left.
@@ -160,7 +175,7 @@ def open(readonly: bool) -> _Handle:  # noqa: A001
             handle.tell("connect", peer="nbdkit client")
             return handle
     nbdkit.set_error(errno.ENOENT)
-    raise RuntimeError(f"there is no export {name!r}")
+    raise _Refused(f"there is no export {name!r}")
 
 
 def close(h: _Handle) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from typing import Final
 
+from nbd.errors import one_line
 from restore.errors import RestoreError, say
 from restore.target import ALGORITHM, Verifier
 from targetmode import api
@@ -168,5 +169,4 @@ def _refusal(status: int, body: bytes) -> str:
 
 def _say(error: BaseException) -> str:
     """One line; what the other side has sent may be in it."""
-    said = "".join(char if char.isprintable() else " " for char in say(error))
-    return " ".join(said.split()) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
+    return one_line(say(error)) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)

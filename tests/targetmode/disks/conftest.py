@@ -59,6 +59,8 @@ def make_image(tmp_path: Path) -> Callable[..., Path]:
 def as_nobody(requires_root: None) -> Iterator[Callable[..., str]]:
     """Runs Python code without privilege on a sparse file of 1 MiB that only root may read; returns what it prints.
 
+    What it imports has to be imported first: a checkout may lie where only root can read it.
+
     The file's path is `sys.argv[1]`. It lies in /dev/shm, which everyone may enter, unlike pytest's directories.
     """
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
@@ -68,9 +70,9 @@ def as_nobody(requires_root: None) -> Iterator[Callable[..., str]]:
             file.truncate(1 << 20)
         image.chmod(0o600)
 
-        def as_nobody(code: str) -> str:
-            drop = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
-            command = [*drop, sys.executable, "-c", f"import sys\n{code}", str(image)]
+        def as_nobody(imports: str, code: str) -> str:
+            drop = "os.setgroups([]); os.setresgid(*[65534] * 3); os.setresuid(*[65534] * 3)"
+            command = [sys.executable, "-c", f"import os, sys\n{imports}\n{drop}\n{code}", str(image)]
             result = subprocess.run(command, capture_output=True, text=True)
             assert result.returncode == 0, result.stderr
             return result.stdout.replace(str(image), "IMAGE")

@@ -125,9 +125,10 @@ def test_image_file(run: Callable[..., str], make_image: Callable[..., Path]) ->
     assert inspect(image, contents=False).contents is None
 
 
-def test_what_cannot_be_read_has_no_contents(as_nobody: Callable[[str], str]) -> None:
-    code = "from targetmode.disks.inventory import inspect, list_disks\nd = inspect(sys.argv[1]); list_disks()\n"
-    assert as_nobody(f"{code}print(d.size, d.contents, d.read_only)") == f"{1 << 20} None True\n"
+def test_what_cannot_be_read_has_no_contents(as_nobody: Callable[[str, str], str]) -> None:
+    imports = "import targetmode.disks.contents\nfrom targetmode.disks.inventory import inspect, list_disks"
+    code = "d = inspect(sys.argv[1]); list_disks(); print(d.size, d.contents, d.read_only)"
+    assert as_nobody(imports, code) == f"{1 << 20} None True\n"
 
 
 def test_what_is_no_disk(tmp_path: Path) -> None:

@@ -257,9 +257,9 @@ def test_what_is_no_disk(tmp_path: Path) -> None:
             assert error.why == why
 
 
-def test_no_permission(as_nobody: Callable[[str], str]) -> None:
-    code = f"{IMPORT}\ntry: claim(sys.argv[1], read_only=True)\nexcept Exception as e: print(type(e).__name__, e)"
-    assert as_nobody(code) == "CannotOpen IMAGE may not be opened to read; this needs root\n"
+def test_no_permission(as_nobody: Callable[[str, str], str]) -> None:
+    code = "try: claim(sys.argv[1], read_only=True)\nexcept Exception as e: print(type(e).__name__, e)"
+    assert as_nobody(IMPORT, code) == "CannotOpen IMAGE may not be opened to read; this needs root\n"
 
 
 def test_use_that_begins_while_the_device_is_opened_is_noticed(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

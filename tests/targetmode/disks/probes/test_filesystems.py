@@ -107,6 +107,16 @@ def test_hfsplus_as_blkid_sees_it(
     assert found[0] == "hfsplus"
 
 
+def fletcher64(block: bytes | bytearray) -> bytes:
+    """The checksum of an APFS object."""
+    low = high = 0
+    for (word,) in struct.iter_unpack("<I", block):
+        low = (low + word) % 0xFFFFFFFF
+        high = (high + low) % 0xFFFFFFFF
+    first = 0xFFFFFFFF - (low + high) % 0xFFFFFFFF
+    return struct.pack("<II", first, 0xFFFFFFFF - (low + first) % 0xFFFFFFFF)
+
+
 def test_apfs_as_blkid_sees_it(
     make_image: Callable[..., Path], identify_file: Identify, as_blkid_sees: Identify
 ) -> None:
@@ -116,6 +126,7 @@ def test_apfs_as_blkid_sees_it(
     struct.pack_into("<QQQHHHH", superblock, 0, 0, 1, 1, 1, 0x8000, 0, 0)
     struct.pack_into("<4sIQ", superblock, 32, b"NXSB", 4096, (64 << 20) // 4096)
     superblock[72:88] = container.bytes
+    superblock[:8] = fletcher64(superblock[8:])
     with image.open("r+b") as file:
         file.write(superblock)
     assert identify_file(image) == as_blkid_sees(image) == ("apfs", "", str(container))
