@@ -61,17 +61,20 @@ class Feed:
 
     async def take(self) -> list[Expected]:
         """A batch, a small one only if no more comes soon; an empty list when there is nothing left."""
-        await self._until(lambda: bool(self._items))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE):
-                await self._until(lambda: len(self._items) >= BATCH or self._data >= BATCH_BYTES)
         batch: list[Expected] = []
-        data = 0
-        with self._lock:
-            while self._items and len(batch) < BATCH and data < BATCH_BYTES:
-                batch.append(self._items.popleft())
-                data += batch[-1].data
-            self._data -= data
+        closed = False
+        while not batch and not closed:  # another task may have taken all that this one has been waiting for
+            await self._until(lambda: bool(self._items))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE):
+                    await self._until(lambda: len(self._items) >= BATCH or self._data >= BATCH_BYTES)
+            closed = self._closed
+            data = 0
+            with self._lock:
+                while self._items and len(batch) < BATCH and data < BATCH_BYTES:
+                    batch.append(self._items.popleft())
+                    data += batch[-1].data
+                self._data -= data
         return batch
 
     async def _until(self, satisfied: Callable[[], bool]) -> None:

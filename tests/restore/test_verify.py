@@ -185,3 +185,23 @@ def test_feed_takes_from_other_threads() -> None:
         assert sum(map(len, await asyncio.gather(*takers))) == 4000
 
     asyncio.run(run())
+
+
+def test_feed_gives_nothing_only_at_its_end() -> None:
+    """Of two who wait for the same item one goes on waiting."""
+
+    async def run() -> None:
+        feed = Feed()
+        takers = [asyncio.create_task(feed.take()) for _ in range(2)]
+        await asyncio.sleep(0)
+        feed.put(expected(1))
+        await asyncio.sleep(0.3)
+        assert [taker.done() for taker in takers].count(True) == 1
+        feed.put(expected(2))
+        assert [len(batch) for batch in await asyncio.gather(*takers)] == [1, 1]
+        waiting = asyncio.create_task(feed.take())
+        await asyncio.sleep(0)
+        feed.close()
+        assert await waiting == []
+
+    asyncio.run(run())
