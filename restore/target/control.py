@@ -100,6 +100,9 @@ class ControlVerifier:
                 connection.timeout = min(self._timeout, _CONNECT_TIMEOUT)
                 connection.connect()
                 connection.sock.settimeout(self._timeout)
+                with self._lock:
+                    if self._closed:  # while there was nothing to hang up on
+                        raise ConnectionAbortedError("closed")
             connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
             response = connection.getresponse()
             answer = response.read(_MOST)

@@ -156,7 +156,11 @@ class RemoteTarget:
                 await control.open()
                 return control
             except RestoreError as error:
+                await control.close()
                 reason = str(error)
+            except asyncio.CancelledError:  # nobody else knows it yet, and its thread must not hold up the end
+                await control.close()
+                raise
         note(f"{reason}; so every block is read back over a new connection")
         client = await asyncio.to_thread(self._client)
         self._readers.append(client)

@@ -234,3 +234,12 @@ def test_our_own_that_hangs(when: str, image: Path, disk: Path) -> None:
             check_failed(result, uri, disk, "the target's digests cannot be had: ")
         else:
             check_read_back(result, image, disk, "cannot be used (")
+
+
+def test_one_that_says_nothing_does_not_hold_up_a_failure(image: Path, disk: Path) -> None:
+    with control(disk, first=tricks.silence) as api:
+        options = (f"exportdesc=fixed:{api.description}", "error-pwrite=EIO", "error-pwrite-rate=100%")
+        with nbdkit("--filter=exportname", "--filter=error", "file", disk, *options, directory=disk.parent) as uri:
+            started = time.monotonic()
+            check_failed(restore(image, uri, "--timeout=20"), uri, disk, "Input/output error")
+            assert time.monotonic() - started < 10
