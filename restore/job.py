@@ -30,6 +30,7 @@ from restore.verify import Feed, Hasher, Verification
 from targetmode.disks.text import format_size
 
 ATTEMPTS: Final = 3  # times that a range which differs is sent again
+RESTARTS: Final = 5  # times that all is compared once more since the server may have been started again meanwhile
 _PATIENCE: Final = 2.0  # seconds that an interrupted copy has to end by itself, and again when its connections are cut
 _TICK: Final = 0.1  # seconds between two updates of the progress
 _SWITCH: Final = 0.0005  # seconds a thread may keep the interpreter while the copying one waits for it
@@ -87,12 +88,13 @@ async def verify(open_target: Callable[[], Target], open_source: Callable[[], So
         try:
             async with Verification(source, target, lambda n: progress.add(VERIFYING, n), report.note) as check:
                 with _showing(progress):
-                    generation = -1
-                    while generation != target.generation:
-                        if generation >= 0:
-                            report.note(_AGAIN)
+                    doubts = _Doubts(report)
+                    while True:
                         generation = target.generation
                         different = await check.compare_all(cut(source.extents(), 0, source.size))
+                        if generation == target.generation:
+                            break
+                        doubts.again()
         except _FAILURES as error:
             raise RestoreError(f"the comparison failed: {say(error)}") from error
         except ExceptionGroup as group:
@@ -126,6 +128,7 @@ class _Restore:
         self._head = min(HEAD, source.size)
         self._erased = self._head_written = False
         self._stopping = threading.Event()
+        self._doubts = _Doubts(report)
         totals = {RESTORING: source.size - self._head}
         if settings.verify:
             totals[VERIFYING] = source.size
@@ -218,7 +221,7 @@ class _Restore:
         """
         while check is not None and generation != self._target.generation:
             generation = self._target.generation
-            self._report.note(_AGAIN)
+            self._doubts.again()
             again = cut(self._source.extents(), self._head, self._source.size)
             await self._settle(await check.compare_all(again), check)
         return generation
@@ -306,6 +309,25 @@ class _Restore:
     def _zero_head(self) -> None:
         self._target.run([Operation(Command.WRITE_ZEROES, 0, self._head)], lambda operation: None)
         self._target.flush()
+
+
+class _Doubts:
+    """Counts how often all has to be compared once more."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._times = 0
+
+    def again(self) -> None:
+        """Say that it has to be, now.
+
+        Raises:
+            RestoreError: it was so too often; there is no end to it where no connection lasts as long as that takes.
+        """
+        self._times += 1
+        if self._times > RESTARTS:
+            raise RestoreError(f"the connection was lost during each of {RESTARTS} more comparisons")
+        self._report.note(_AGAIN)
 
 
 class _Progress:

@@ -6,15 +6,17 @@ Debian packages: nbdkit.
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.restore.engine import MIB, restoring, succeeded, wait_for
+from tests.restore.engine import MIB, failed, restore, restoring, succeeded, verify, wait_for
 from tests.serving import pattern, serving
-from tests.support import assert_same_bytes, free_port, listens, running
+from tests.support import assert_same_bytes, free_port, listens, running, wait_until
 
 HOLE = 8 * MIB
 SIZE = 24 * MIB
@@ -87,3 +89,54 @@ def check(
     assert said.count(AGAIN) >= 1
     assert ", verified" in said
     assert_same_bytes(disk.read_bytes(), image.read_bytes())
+
+
+@contextmanager
+def cutting(upstream: str, path: Path, most: int) -> Iterator[None]:
+    """A relay that hangs up on a client which has been sent so many bytes."""
+    sockets: list[socket.socket] = []
+
+    def relay(source: socket.socket, sink: socket.socket, most: int | None) -> None:
+        moved = 0
+        with suppress(OSError):
+            while (data := source.recv(1 << 16)) and (most is None or moved <= most):
+                moved += len(data)
+                sink.sendall(data)
+        for sock in (source, sink):
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                client, server = listener.accept()[0], socket.socket(socket.AF_UNIX)
+                sockets.extend((client, server))
+                server.connect(upstream)
+                threading.Thread(target=relay, args=(client, server, None), daemon=True).start()
+                threading.Thread(target=relay, args=(server, client, most), daemon=True).start()
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        accepting = threading.Thread(target=accept, daemon=True)
+        accepting.start()
+        yield
+        listener.shutdown(socket.SHUT_RDWR)
+        accepting.join(10)
+        for sock in sockets:
+            sock.close()
+
+
+def test_connections_that_never_last_long_enough(image: Path, disks: list[Path], tmp_path: Path) -> None:
+    """A comparison that is begun again and again comes to an end all the same."""
+    path, relayed = tmp_path / "s", tmp_path / "r"
+    options = f"--socket={path}", "--control=off"
+    with serving(disks[0], options=options, errors=tmp_path / "errors", clean=False), ExitStack() as stack:
+        wait_until(lambda: listens(str(path)), "the server")
+        stack.enter_context(cutting(str(path), relayed, 10 * MIB))
+        uri = f"nbd+unix:///disk.img?socket={relayed}"
+        result = restore(image, uri)
+        assert failed(result) == f"the connection was lost during each of 5 more comparisons; {uri} is left empty"
+        assert result.out.count(AGAIN) == 5
+        assert "the connection was lost during each of 5 more comparisons" in failed(verify(image, uri))
+    assert_same_bytes(disks[0].read_bytes()[:MIB], bytes(MIB))
