@@ -167,7 +167,8 @@ class _Restore:
     async def _copy(self) -> None:
         source, size = self._source, self._source.size
         known = await asyncio.to_thread(self._known_zeroes)
-        body = known.apply(cut(source.extents(), self._head, size))
+        looked_at: list[Piece] = []
+        body = known.apply(_sampled(cut(source.extents(), self._head, size), looked_at))
         head = list(cut(source.extents(), 0, self._head))
         generation = self._target.generation
         async with AsyncExitStack() as stack:
@@ -177,9 +178,10 @@ class _Restore:
                     source, self._target, lambda n: self._progress.add(VERIFYING, n), self._report.note
                 )
                 await stack.enter_async_context(check)
-            await self._settle(
-                await self._write(throttle(body, self._settings.max_rate, self._stopping.wait), check), check
-            )
+            different = await self._write(throttle(body, self._settings.max_rate, self._stopping.wait), check)
+            if check is not None and looked_at and not different:
+                different = await check.compare_all(looked_at)
+            await self._settle(different, check)
             self._progress.complete(RESTORING)
             while True:
                 generation = await self._settle_again(generation, check)
@@ -188,6 +190,7 @@ class _Restore:
                 if check is None or generation == self._target.generation:
                     break
                 await self._in_thread(self._zero_head)  # while the rest is in doubt
+                self._head_written = False
         for phase in self._progress.totals:
             self._progress.complete(phase)
 
@@ -197,10 +200,10 @@ class _Restore:
         return KnownZeroes(self._target.zeroes(0, self._source.size))
 
     async def _settle(self, different: list[Piece], check: Verification | None) -> None:
-        """Send what differs again until it does not.
+        """Send what differs again until nothing does: not that either over which what was sent again may have gone.
 
         Raises:
-            Differences: it still does.
+            Differences: something still does.
         """
         for _ in range(ATTEMPTS):
             if not different:
@@ -209,6 +212,9 @@ class _Restore:
             self._report.note(f"{what} sent again")
             again = [Piece(p.offset, p.length, Kind.DATA if p.kind is Kind.DATA else Kind.ZERO) for p in different]
             different = await self._write(again, check)
+            if check is not None and not different:
+                start = 0 if self._head_written else self._head
+                different = await check.compare_all(cut(self._source.extents(), start, self._source.size))
         if different:
             ranges = join([(piece.offset, piece.length) for piece in different])
             raise Differences(f"{self._target.name} keeps other data than were sent, {ATTEMPTS} times over", ranges)
@@ -309,6 +315,18 @@ class _Restore:
     def _zero_head(self) -> None:
         self._target.run([Operation(Command.WRITE_ZEROES, 0, self._head)], lambda operation: None)
         self._target.flush()
+
+
+def _sampled(pieces: Iterable[Piece], sample: list[Piece]) -> Iterator[Piece]:
+    """The same pieces; a few of data are added to `sample`, the first of them and ever fewer behind it.
+
+    A disk that is smaller than it says, such as a forged memory card, begins again at its start when it is full. Each
+    piece that is compared soon after it was written is right then, and what is overwritten is what came first.
+    """
+    for piece in pieces:
+        if piece.kind is Kind.DATA and (not sample or piece.offset >= 2 * sample[-1].offset):
+            sample.append(piece)
+        yield piece
 
 
 class _Doubts:

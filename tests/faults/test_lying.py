@@ -137,6 +137,14 @@ def test_a_server_that_lies_about_the_first_mib_for_a_while(image: Path, disk: P
     assert_same_bytes(disk.read_bytes()[:IMAGE_SIZE], image.read_bytes())
 
 
+@pytest.mark.parametrize("options", [(), ("--max-rate=20M",)], ids=["fast", "slow"])
+def test_a_disk_that_is_smaller_than_it_says(options: tuple[str, ...], image: Path, tmp_path: Path) -> None:
+    """All that is written goes over what came before it, which was right when it was compared."""
+    with nbdkit("python", Path(__file__).with_name("small_plugin.py"), f"size={SIZE}", directory=tmp_path) as uri:
+        result = restore(image, uri, *options)
+    assert failed(result, 3).endswith(f"3 times over; {uri} is left empty")
+
+
 @pytest.mark.parametrize("server", SERVERS)
 def test_nobody_looks_when_told_not_to(server: str, image: Path, disk: Path) -> None:
     with lying(server, disk, "flip", 8 * MIB, 8 * MIB + 1) as uri:
