@@ -98,7 +98,12 @@ class RemoteTarget:
         """What `base:allocation` says."""
         client = self._clients[0]
         first, size = blocks_around(client, offset, length)
-        return zero_ranges(client.extents(first, size), first)
+        block = client.export.sizes.minimum
+        for start, count in zero_ranges(client.extents(first, size), first):
+            end = (start + count) // block * block
+            start = -(-start // block) * block  # some servers tell of less than a block
+            if start < end:
+                yield start, end - start
 
     def run(self, operations: Iterable[Operation], done: Callable[[Operation], None]) -> None:
         """Spread operations over the connections; the first failure ends them all."""

@@ -104,3 +104,24 @@ def test_servers_with_limits(arguments: tuple[str, ...], source: str, tmp_path: 
         succeeded(restore(path, uri, "--connections=2"))
         assert_same_bytes(target.read_bytes(), data + old[len(data) :])
         succeeded(verify(path, uri))
+
+
+def test_a_server_whose_holes_are_smaller_than_its_blocks(tmp_path: Path) -> None:
+    target, source = tmp_path / "disk.img", tmp_path / "source.img"
+    size = 8 * MIB
+    for path in (target, source):
+        with path.open("wb") as file:
+            file.truncate(size)
+    with target.open("r+b") as file:
+        for offset in range(12_288, size - 8192, 200_704):
+            file.seek(offset)
+            file.write(pattern(8192))
+    blocks = (
+        "blocksize-minimum=64k",
+        "blocksize-preferred=64k",
+        "blocksize-maximum=1M",
+        "blocksize-error-policy=error",
+    )
+    with nbdkit("--filter=blocksize-policy", "file", target, *blocks, directory=tmp_path) as uri:
+        succeeded(restore(source, uri))
+    assert_same_bytes(target.read_bytes(), bytes(size))
