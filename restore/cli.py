@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import re
 import signal
@@ -25,6 +26,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 def main(arguments: Sequence[str] | None = None, *, program: str = "asr") -> int:
     """Run the command; its exit status: 0 done, 1 failed, 2 wrong usage, 3 differences found."""
+    _prepare_streams()
     given = [_modern(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     parser = _parser(program)
     options = parser.parse_args(given)
@@ -55,6 +57,19 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "asr") -> int
         report.failed(INTERRUPTED)
         return 1
     return 0
+
+
+def _prepare_streams() -> None:
+    """Have somewhere to print, without fail; and no disk opened later becomes standard output or standard error."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process lasts
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be anything
 
 
 async def _run_until_interrupted(options: argparse.Namespace, report: Report) -> None:
@@ -106,7 +121,7 @@ async def _run(options: argparse.Namespace, report: Report) -> None:
         await verify(open_target, open_source, report)
         return
     confirm = None if options.noprompt else _confirm
-    if confirm is not None and (options.json or not sys.stdin.isatty()):
+    if confirm is not None and (options.json or not (sys.stdin and sys.stdin.isatty())):
         raise Refused("standard input is not a terminal to ask before erasing; say --noprompt if that is meant")
     settings = Settings(verify=not options.noverify, max_rate=options.max_rate, confirm=confirm)
     await restore(open_target, open_source, settings, report)

@@ -211,5 +211,6 @@ def range_lines(ranges: Sequence[tuple[int, int]], most: int = 20) -> list[str]:
 def make_report(*, as_json: bool) -> Report:
     """The report that fits where standard output goes."""
     if as_json:
-        return JSONReport()
-    return TerminalReport() if sys.stdout.isatty() else TextReport()
+        return JSONReport(sys.stdout)
+    kind = TerminalReport if sys.stdout.isatty() else TextReport
+    return kind(sys.stdout, sys.stderr)

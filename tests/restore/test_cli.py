@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from restore import cli
-from tests.restore.engine import asr
-from tests.serving import targetmode
+from tests.restore.engine import ASR, MIB, asr
+from tests.serving import ROOT, pattern, targetmode
 from tests.support import examples
 
 
@@ -102,3 +105,29 @@ def test_help_and_version() -> None:
     assert asr("--help").out == asr("help").out.rstrip("\n") + "\n"
     assert asr("version").out.startswith("asr 0.")
     assert "--max-rate BYTES" in asr("restore", "-help").out
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed: str, tmp_path: Path) -> None:
+    """No disk takes their place, nor is anything printed on it."""
+    source, target = tmp_path / "source.img", tmp_path / "disk.img"
+    source.write_bytes(pattern(2 * MIB))
+    target.write_bytes(bytes(2 * MIB))
+    words = ("restore", f"--source={source}", f"--target={target}", "--erase", "--noprompt")
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", *ASR, *words]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert target.read_bytes() == source.read_bytes()
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:
+    source, target = tmp_path / "source.img", tmp_path / "d\u00efsk\udcff.img"
+    for path in (source, target):
+        path.write_bytes(pattern(MIB))
+    words = ("restore", f"--source={source}", f"--target={target}", "--erase", "--noprompt")
+    for encoding in ("utf-8:strict", "ascii:strict"):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        command = [*ASR, *words]
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60, check=False)
+        assert (result.returncode, result.stderr) == (0, b"")
+        assert b"\\udcff.img...done" in result.stdout
