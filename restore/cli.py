@@ -144,6 +144,8 @@ def _open_target(options: argparse.Namespace, report: Report, *, read_only: bool
             notify=report.note,
             read_only=read_only,
         )
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", options.target):
+        raise Refused(f"{options.target} is no target; it may be nbd://HOST/EXPORT, a block device, or an image file")
     from restore.target.local import LocalTarget
 
     return LocalTarget(options.target, read_only=read_only)

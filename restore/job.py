@@ -95,6 +95,7 @@ async def verify(open_target: Callable[[], Target], open_source: Callable[[], So
                         if generation == target.generation:
                             break
                         doubts.again()
+            source.check_unchanged()
         except _FAILURES as error:
             raise RestoreError(f"the comparison failed: {say(error)}") from error
         except ExceptionGroup as group:
@@ -185,12 +186,14 @@ class _Restore:
             self._progress.complete(RESTORING)
             while True:
                 generation = await self._settle_again(generation, check)
+                self._source.check_unchanged()
                 self._head_written = True
                 await self._settle(await self._write(head, check), check)
                 if check is None or generation == self._target.generation:
                     break
                 await self._in_thread(self._zero_head)  # while the rest is in doubt
                 self._head_written = False
+        self._source.check_unchanged()
         for phase in self._progress.totals:
             self._progress.complete(phase)
 
@@ -216,6 +219,7 @@ class _Restore:
                 start = 0 if self._head_written else self._head
                 different = await check.compare_all(cut(self._source.extents(), start, self._source.size))
         if different:
+            self._source.check_unchanged()  # or it is not the target's fault
             ranges = join([(piece.offset, piece.length) for piece in different])
             raise Differences(f"{self._target.name} keeps other data than were sent, {ATTEMPTS} times over", ranges)
 

@@ -49,6 +49,8 @@ def cut(extents: Iterable[Extent], start: int, end: int) -> Iterator[Piece]:
     """
     position = start
     for data_start, data_end in _data(extents):
+        if data_start >= end:
+            break
         data_start, data_end = max(data_start, start), min(data_end, end)
         if data_start >= data_end:
             continue

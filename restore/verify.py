@@ -59,6 +59,11 @@ class Feed:
         self._closed = True
         self._loop.call_soon_threadsafe(self._changed.set)
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether everything was taken and nothing will come."""
+        return self._closed and not self._items
+
     async def take(self) -> list[Expected]:
         """A batch, a small one only if no more comes soon; an empty list when there is nothing left."""
         batch: list[Expected] = []
@@ -190,6 +195,8 @@ class Verification:
         async with asyncio.TaskGroup() as group:
             for _ in range(WORKERS):
                 group.create_task(self._work(self._verifier, feed, different))
+        if not feed.exhausted:
+            raise AssertionError("the comparison ended before the copy")
         return different
 
     async def compare_all(self, pieces: Iterable[Piece]) -> list[Piece]:

@@ -40,6 +40,14 @@ class Source(Protocol):
         """
         ...
 
+    def check_unchanged(self) -> None:
+        """See whether the image is still what it was when it was opened.
+
+        Raises:
+            RestoreError: it was written meanwhile, so that what was read of it may be neither the old nor the new.
+        """
+        ...
+
     def close(self) -> None:
         """Let go of it."""
         ...

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from nbd.backend import Extent, FileBackend
 from nbd.connection import FileRange
-from restore.errors import Refused
+from restore.errors import Refused, RestoreError
 from targetmode.disks.preflight import PreflightError, claim, uses
 
 PIECE: Final = 256 << 10
@@ -47,6 +47,7 @@ class RawSource:
         else:
             raise Refused(f"{path} is neither an image file nor a block device")
         self._backend = FileBackend(fd, read_only=True)
+        self._state = self._current_state()
         self.size = self._backend.size
         if not self.size:
             self.close()
@@ -72,6 +73,15 @@ class RawSource:
             digest.update(buffer[:count])
             offset += count
             length -= count
+
+    def check_unchanged(self) -> None:
+        """A file's size and time of last change; a device is held, and has neither."""
+        if self._state != self._current_state():
+            raise RestoreError(f"{self.name} was changed meanwhile; stop what writes it first")
+
+    def _current_state(self) -> tuple[int, int] | None:
+        status = os.fstat(self._backend.fd)
+        return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
     def close(self) -> None:
         """Close it."""

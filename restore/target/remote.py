@@ -10,7 +10,7 @@ from typing import Final
 
 from nbd.client import REFUSED_LIMIT, Client, Operation
 from nbd.connection import list_exports
-from nbd.errors import NBDError, OptionRefused
+from nbd.errors import ConnectionLost, NBDError, OptionRefused
 from nbd.negotiation import ExportInfo
 from nbd.uri import NBDURI
 from nbd.wire import Command, Rep, TransmissionFlag
@@ -252,6 +252,7 @@ class ReadBackVerifier:
         """Take over a connection."""
         self._client = client
         self._lock = threading.Lock()  # a connection is for one thread
+        self._closed = False
         self._most = min(1 << 20, client.export.sizes.maximum)
 
     async def digests(self, ranges: Sequence[tuple[int, int]]) -> list[str]:
@@ -260,14 +261,20 @@ class ReadBackVerifier:
 
     async def close(self) -> None:
         """Leave in good order, or as can be while a thread is still reading."""
+        self._closed = True
         if self._lock.acquire(blocking=False):
-            self._client.disconnect()
+            try:
+                self._client.disconnect()
+            finally:
+                self._lock.release()
         else:
             self._client.abort()
 
     def _digest(self, offset: int, length: int) -> str:
         digest = ALGORITHMS[ALGORITHM]()
         with self._lock:
+            if self._closed:
+                raise ConnectionLost(f"{self._client.uri}: the connection was given up")
             while length:
                 count = min(length, STEP)
                 digest.update(self._read(offset, count))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.restore.engine import MIB, failed, nbdkit, restoring, wait_for
+from tests.restore.engine import MIB, WRITING, failed, nbdkit, restoring, started, wait_for
 from tests.serving import pattern, run, serving
 from tests.support import assert_same_bytes, loop_device, small_filesystem
 
@@ -115,3 +115,35 @@ def test_source_that_shrinks(place: str, options: tuple[str, ...], image: Path, 
         message = failed(asr.end())
     check_left_empty(message, where, disk)
     assert re.search("ends at (offset|byte) 20971525, earlier than it did at the start; ", message)
+
+
+@pytest.mark.parametrize("options", [(), ("--noverify",)])
+def test_source_that_is_written_meanwhile(options: tuple[str, ...], image: Path, tmp_path: Path) -> None:
+    """Behind the copy, where nothing is read again: what is on the target is then neither the old nor the new."""
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(pattern(SIZE, seed=2))
+    with restoring(image, disk, RATE, *options) as asr:
+        wait_for(asr, WRITING)
+        change(image)
+        message = failed(asr.end())
+    assert f"{image} was changed meanwhile" in message
+    check_left_empty(message, str(disk), disk)
+
+
+def test_source_that_is_written_while_it_is_compared(image: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(pattern(SIZE))
+    with (
+        nbdkit("--filter=delay", "file", disk, "rdelay=100ms", directory=tmp_path) as uri,
+        started("verify", "--source", image, "--target", uri, directory=tmp_path) as asr,
+    ):
+        wait_for(asr, "read back")
+        change(image)
+        message = failed(asr.end())
+    assert f"{image} was changed meanwhile" in message
+
+
+def change(image: Path) -> None:
+    with image.open("r+b") as file:
+        file.seek(MIB + 5)
+        file.write(b"changed")

@@ -142,6 +142,9 @@ class FakeSource:
     def hash(self, digest: object, offset: int, length: int) -> None:
         pass
 
+    def check_unchanged(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

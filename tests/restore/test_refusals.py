@@ -109,6 +109,11 @@ def test_local_target(target: str, why: str, image: Path, tmp_path: Path) -> Non
     assert (tmp_path / "missing").exists() is False
 
 
+def test_target_of_another_scheme(image: Path) -> None:
+    message = failed(restore(image, "http://host/x"))
+    assert "http://host/x is no target; it may be nbd://HOST/EXPORT, a block device, or an image file" in message
+
+
 def test_source_in_use_for_writing(image: Path, disk: Path, tmp_path: Path) -> None:
     with serving(image, errors=tmp_path / "errors"):
         assert "is being written by another program" in failed(restore(image, disk))

@@ -39,6 +39,9 @@ class Memory:
             raise OSError(5, "the source ends")
         digest.update(self.data[offset : offset + length])
 
+    def check_unchanged(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
