@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import os
 import re
 import signal
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from restore.errors import Differences, Refused, RestoreError
 from restore.report import Report, make_report
+from targetmode.disks.streams import prepare_streams
 
 if TYPE_CHECKING:
     from restore.source import Source
@@ -26,7 +26,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 def main(arguments: Sequence[str] | None = None, *, program: str = "asr") -> int:
     """Run the command; its exit status: 0 done, 1 failed, 2 wrong usage, 3 differences found."""
-    _prepare_streams()
+    prepare_streams()
     given = [_modern(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     parser = _parser(program)
     options = parser.parse_args(given)
@@ -57,19 +57,6 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "asr") -> int
         report.failed(INTERRUPTED)
         return 1
     return 0
-
-
-def _prepare_streams() -> None:
-    """Have somewhere to print, without fail; and no disk opened later becomes standard output or standard error."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)
-    os.close(fd)
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process lasts
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may be anything
 
 
 async def _run_until_interrupted(options: argparse.Namespace, report: Report) -> None:

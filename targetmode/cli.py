@@ -9,9 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from targetmode.disks.streams import prepare_streams
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit status: 0 done, 1 failed, 2 wrong usage."""
+    prepare_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] in (["restore"], ["verify"]):
         from restore.cli import main as asr

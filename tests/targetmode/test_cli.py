@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import ROOT, Serving, run, targetmode
-from tests.support import loop_device
+from tests.serving import ROOT, TARGETMODE, Serving, run, targetmode
+from tests.support import free_port, listens, loop_device, running
 from tests.targetmode.conftest import MIB
 
 
@@ -209,3 +209,18 @@ def test_no_engine_is_told(image: Path, tmp_path: Path) -> None:
     assert (result.status, result.out) == (1, "")
     assert "apt-get install nbdkit nbdkit-plugin-python" in result.err
     assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("engine", ["builtin", "nbdkit"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed: str, engine: str, image: Path) -> None:
+    """No disk takes their place, nor is anything printed on it."""
+    before, port = image.read_bytes(), free_port()
+    words = ("serve", image, "--listen", f"127.0.0.1:{port}", "--control", "off", "--engine", engine)
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", *TARGETMODE, *map(str, words)]
+    with running(command, ready=lambda: listens(port), environment={"PYTHONPATH": str(ROOT)}) as process:
+        run("nbdinfo", f"nbd://127.0.0.1:{port}/{image.name}")
+        run("nbdinfo", f"nbd://127.0.0.1:{port}/missing", check=False)
+        process.terminate()
+        assert process.wait(10) == 0
+    assert image.read_bytes() == before
