@@ -19,20 +19,6 @@ IMAGE_SIZE = 20 * MIB + 777
 KILLED = "its process was killed"
 
 
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("source") / "source.img"
-    path.write_bytes(pattern(IMAGE_SIZE))
-    return path
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    path.write_bytes(pattern(SIZE, seed=2))
-    return path
-
-
 @pytest.fixture
 def options() -> tuple[str, ...]:
     """Of `serve`: the same ports each time."""

@@ -72,20 +72,6 @@ def network(request: pytest.FixtureRequest) -> Iterator[Network]:
             run("ip", "netns", "delete", name, check=False)
 
 
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "source.img"
-    path.write_bytes(pattern(IMAGE_SIZE))
-    return path
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    path.write_bytes(pattern(SIZE, seed=2))
-    return path
-
-
 @contextmanager
 def served(disk: Path, network: Network) -> Iterator[Serving]:
     """The disk, on both addresses of the far side, at the usual ports."""

@@ -18,20 +18,6 @@ SIZE = 24 * MIB
 IMAGE_SIZE = 20 * MIB + 777
 
 
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("source") / "source.img"
-    path.write_bytes(pattern(IMAGE_SIZE))
-    return path
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    path.write_bytes(pattern(SIZE, seed=2))
-    return path
-
-
 @pytest.fixture
 def server(disk: Path) -> Iterator[Serving]:
     options = ("--listen=127.0.0.1:0", "--control=127.0.0.1:0")

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from nbd import wire
+from nbd.client import Client, Operation
+from nbd.uri import NBDURI
 from nbd.wire import Command, Info, Option, Rep, ReplyType
 from tests.support import running, wait_until
 
@@ -494,3 +496,20 @@ class Proxy:
 
 def random_bytes(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
+
+
+# --- Clients ---
+
+
+def connect(uri: str, **options: Any) -> Client:
+    return Client(NBDURI.parse(uri), **{"timeout": 10, **options})
+
+
+def simple(cookie: int, error: int = 0) -> bytes:
+    return bytes(wire.SimpleReply.build({"cookie": cookie, "error": error}))
+
+
+def writes(data: bytes, size: int = 64 << 10) -> Iterator[Operation]:
+    for offset in range(0, len(data), size):
+        piece = memoryview(data)[offset : offset + size]
+        yield Operation(Command.WRITE, offset, len(piece), data=piece)
