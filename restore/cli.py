@@ -100,9 +100,9 @@ async def _run(options: argparse.Namespace, report: Report) -> None:
         return _open_target(options, report, read_only=reading)
 
     def open_source() -> Source:
-        from restore.source.raw import RawSource
+        from restore.source.detect import open_source as open_any
 
-        return RawSource(options.source)
+        return open_any(options.source)
 
     if reading:
         await verify(open_target, open_source, report)

@@ -24,9 +24,9 @@ from nbd.wire import Command
 from restore.errors import Differences, Refused, RestoreError, join, say
 from restore.plan import HEAD, Kind, KnownZeroes, Piece, cut, operation, throttle
 from restore.report import RESTORING, VERIFYING, Report
-from restore.source import Source
+from restore.source import Payload, Source
 from restore.target import Target
-from restore.verify import Feed, Hasher, Verification
+from restore.verify import Expected, Feed, Hasher, Verification, expected, payload_of
 from targetmode.disks.text import format_size
 
 ATTEMPTS: Final = 3  # times that a range which differs is sent again
@@ -83,7 +83,7 @@ async def verify(open_target: Callable[[], Target], open_source: Callable[[], So
         RestoreError: they could not be compared.
     """
     async with _opened(open_target, open_source, report) as (target, source):
-        progress = _Progress(report, {VERIFYING: source.size})
+        progress = _Progress(report, {VERIFYING: lambda: source.expected_size})
         started = time.monotonic()
         try:
             async with Verification(source, target, lambda n: progress.add(VERIFYING, n), report.note) as check:
@@ -91,7 +91,7 @@ async def verify(open_target: Callable[[], Target], open_source: Callable[[], So
                     doubts = _Doubts(report)
                     while True:
                         generation = target.generation
-                        different = await check.compare_all(cut(source.extents(), 0, source.size))
+                        different = await check.compare_all(_fitting(cut(source.extents(), 0), source, target))
                         if generation == target.generation:
                             break
                         doubts.again()
@@ -104,7 +104,7 @@ async def verify(open_target: Callable[[], Target], open_source: Callable[[], So
         if different:
             ranges = join([(piece.offset, piece.length) for piece in different])
             raise Differences(f"{target.name} differs from {source.name}", ranges)
-        _finish(report, "Compared", source.size, time.monotonic() - started, "every block is the same")
+        _finish(report, "Compared", source.least_size, time.monotonic() - started, "every block is the same")
 
 
 @asynccontextmanager
@@ -126,13 +126,13 @@ class _Restore:
         self._source = source
         self._settings = settings
         self._report = report
-        self._head = min(HEAD, source.size)
+        self._head = min(HEAD, source.least_size)
         self._erased = self._head_written = False
         self._stopping = threading.Event()
         self._doubts = _Doubts(report)
-        totals = {RESTORING: source.size - self._head}
+        totals = {RESTORING: lambda: max(source.expected_size - self._head, 0)}
         if settings.verify:
-            totals[VERIFYING] = source.size
+            totals[VERIFYING] = lambda: source.expected_size
         self._progress = _Progress(report, totals)
 
     async def run(self) -> None:
@@ -152,7 +152,7 @@ class _Restore:
         except asyncio.CancelledError:
             await self._fail(RestoreError("interrupted"))
         verified = "verified" if self._settings.verify else "not verified"
-        _finish(self._report, "Restored", self._source.size, time.monotonic() - started, verified)
+        _finish(self._report, "Restored", self._source.least_size, time.monotonic() - started, verified)
 
     async def _ask(self) -> None:
         if self._settings.confirm is None:
@@ -166,10 +166,10 @@ class _Restore:
             raise Refused("not erased; nothing was touched")
 
     async def _copy(self) -> None:
-        source, size = self._source, self._source.size
+        source = self._source
         known = await asyncio.to_thread(self._known_zeroes)
-        looked_at: list[Piece] = []
-        body = known.apply(_sampled(cut(source.extents(), self._head, size), looked_at))
+        sample = _Sample(source.name)
+        body = known.apply(_fitting(cut(source.extents(), self._head), source, self._target))
         head = list(cut(source.extents(), 0, self._head))
         generation = self._target.generation
         async with AsyncExitStack() as stack:
@@ -179,9 +179,9 @@ class _Restore:
                     source, self._target, lambda n: self._progress.add(VERIFYING, n), self._report.note
                 )
                 await stack.enter_async_context(check)
-            different = await self._write(throttle(body, self._settings.max_rate, self._stopping.wait), check)
-            if check is not None and looked_at and not different:
-                different = await check.compare_all(looked_at)
+            different = await self._write(throttle(body, self._settings.max_rate, self._stopping.wait), check, sample)
+            if check is not None and sample.items and not different:
+                different = await check.compare_again(sample.items)
             await self._settle(different, check)
             self._progress.complete(RESTORING)
             while True:
@@ -198,9 +198,10 @@ class _Restore:
             self._progress.complete(phase)
 
     def _known_zeroes(self) -> KnownZeroes:
-        if all(not extent.zero for extent in self._source.extents()):
+        source = self._source
+        if not source.sequential and all(not extent.zero for extent in source.extents()):
             return KnownZeroes([])
-        return KnownZeroes(self._target.zeroes(0, self._source.size))
+        return KnownZeroes(self._target.zeroes(0, source.size or self._target.size))
 
     async def _settle(self, different: list[Piece], check: Verification | None) -> None:
         """Send what differs again until nothing does: not that either over which what was sent again may have gone.
@@ -217,7 +218,7 @@ class _Restore:
             different = await self._write(again, check)
             if check is not None and not different:
                 start = 0 if self._head_written else self._head
-                different = await check.compare_all(cut(self._source.extents(), start, self._source.size))
+                different = await check.compare_all(cut(self._source.extents(), start))
         if different:
             self._source.check_unchanged()  # or it is not the target's fault
             ranges = join([(piece.offset, piece.length) for piece in different])
@@ -232,20 +233,27 @@ class _Restore:
         while check is not None and generation != self._target.generation:
             generation = self._target.generation
             self._doubts.again()
-            again = cut(self._source.extents(), self._head, self._source.size)
+            again = cut(self._source.extents(), self._head)
             await self._settle(await check.compare_all(again), check)
         return generation
 
-    async def _write(self, pieces: Iterable[Piece], check: Verification | None) -> list[Piece]:
+    async def _write(
+        self, pieces: Iterable[Piece], check: Verification | None, sample: _Sample | None = None
+    ) -> list[Piece]:
         """Write pieces and flush; meanwhile compare those that are written. The pieces that differ."""
         if check is None:
-            await self._write_all(pieces, lambda piece: None, lambda piece: None)
+            await self._write_all(pieces, lambda piece, payload: None, lambda piece: None)
             return []
         feed = Feed()
-        hasher = Hasher(self._source, feed)
+        hasher = Hasher(self._source.name, feed)
+
+        def sending(piece: Piece, payload: Payload | None) -> None:
+            hasher.sending(piece, payload)
+            if sample is not None:
+                sample.see(piece, payload)
 
         async def write() -> None:
-            await self._write_all(pieces, hasher.sending, hasher.written)
+            await self._write_all(pieces, sending, hasher.written)
             hasher.close()
 
         async with asyncio.TaskGroup() as group:
@@ -254,7 +262,10 @@ class _Restore:
         return comparing.result()
 
     async def _write_all(
-        self, pieces: Iterable[Piece], sending: Callable[[Piece], None], written: Callable[[Piece], None]
+        self,
+        pieces: Iterable[Piece],
+        sending: Callable[[Piece, Payload | None], None],
+        written: Callable[[Piece], None],
     ) -> None:
         pending: dict[int, Piece] = {}
 
@@ -262,8 +273,9 @@ class _Restore:
             for piece in pieces:
                 if self._stopping.is_set():
                     return
-                sending(piece)
-                asked = operation(piece, self._source)
+                payload = payload_of(piece, self._source)
+                sending(piece, payload)
+                asked = operation(piece, payload)
                 if asked is None:
                     finish(piece)
                 else:
@@ -321,16 +333,36 @@ class _Restore:
         self._target.flush()
 
 
-def _sampled(pieces: Iterable[Piece], sample: list[Piece]) -> Iterator[Piece]:
-    """The same pieces; a few of data are added to `sample`, the first of them and ever fewer behind it.
+def _fitting(pieces: Iterable[Piece], source: Source, target: Target) -> Iterator[Piece]:
+    """The same pieces, as long as they have room on the target: a source may not know how large it is.
+
+    Raises:
+        RestoreError: one has not.
+    """
+    for piece in pieces:
+        if piece.offset + piece.length > target.size:
+            raise RestoreError(
+                f"{target.name} is too small: it has {target.size} bytes ({format_size(target.size)}), "
+                f"{source.name} has more"
+            )
+        yield piece
+
+
+class _Sample:
+    """A few pieces of data and what they have to be: the first of them and ever fewer behind it.
 
     A disk that is smaller than it says, such as a forged memory card, begins again at its start when it is full. Each
     piece that is compared soon after it was written is right then, and what is overwritten is what came first.
     """
-    for piece in pieces:
-        if piece.kind is Kind.DATA and (not sample or piece.offset >= 2 * sample[-1].offset):
-            sample.append(piece)
-        yield piece
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.items: list[Expected] = []
+
+    def see(self, piece: Piece, payload: Payload | None) -> None:
+        """A piece that is being sent; it may be kept in mind."""
+        if payload is not None and (not self.items or piece.offset >= 2 * self.items[-1].piece.offset):
+            self.items.append(expected(piece, payload, self._name))
 
 
 class _Doubts:
@@ -355,9 +387,9 @@ class _Doubts:
 class _Progress:
     """Bytes done of each phase, on their way to the report."""
 
-    def __init__(self, report: Report, totals: dict[str, int]) -> None:
+    def __init__(self, report: Report, totals: dict[str, Callable[[], int]]) -> None:
         self._report = report
-        self.totals = totals
+        self.totals = totals  # of each phase, in bytes; of some sources they become known on the way
         self._done = dict.fromkeys(totals, 0)
 
     def add(self, phase: str, length: int) -> None:
@@ -366,13 +398,14 @@ class _Progress:
 
     def complete(self, phase: str) -> None:
         """All of a phase is done."""
-        self._done[phase] = self.totals[phase]
+        self._done[phase] = self.totals[phase]()
         self.show()
 
     def show(self) -> None:
         """Report where every phase is."""
         for phase, total in self.totals.items():
-            self._report.progress(phase, min(self._done[phase], total), total)
+            most = total()
+            self._report.progress(phase, min(self._done[phase], most), most)
 
 
 @contextmanager
@@ -404,10 +437,11 @@ async def _phase(
 
 
 def _check_sizes(target: Target, source: Source) -> None:
-    if target.size < source.size:
+    if target.size < source.least_size:
+        least = "" if source.size is not None else "at least "
         raise Refused(
             f"{target.name} is too small: it has {target.size} bytes ({format_size(target.size)}), "
-            f"{source.name} has {source.size} ({format_size(source.size)})"
+            f"{source.name} has {least}{source.least_size} ({format_size(source.least_size)})"
         )
 
 

@@ -12,8 +12,8 @@ from typing import Final
 
 from nbd.backend import Extent
 from nbd.client import Operation
+from nbd.connection import FileRange
 from nbd.wire import Command
-from restore.source import Source
 
 UNIT: Final = 1 << 20  # data are written and hashed by ranges cut at multiples of this
 HEAD: Final = 1 << 20  # zeroed first and written last, so that a disk never looks bootable until it is right
@@ -39,41 +39,45 @@ class Piece:
     kind: Kind
 
 
-def cut(extents: Iterable[Extent], start: int, end: int) -> Iterator[Piece]:
-    """Cut `[start, end)` of an image into pieces, in order and without gaps.
+def cut(extents: Iterable[Extent], start: int, end: int | None = None) -> Iterator[Piece]:
+    """Cut `[start, end)` of an image into pieces, in order and without gaps; no more extents are taken than needed.
 
     Args:
         extents: the image's runs from its first byte on.
         start: where to begin, a multiple of `UNIT`.
-        end: at most the image's size.
+        end: at most the image's size, which None stands for.
     """
     position = start
-    for data_start, data_end in _data(extents):
-        if data_start >= end:
-            break
-        data_start, data_end = max(data_start, start), min(data_end, end)
-        if data_start >= data_end:
-            continue
+    for data_start, data_end in _data(extents, end):
+        if end is not None:
+            data_start, data_end = min(data_start, end), min(data_end, end)
+        data_start, data_end = max(data_start, start), max(data_end, start)
         yield from split(position, data_start, ZERO_UNIT, Kind.ZERO)
         yield from split(data_start, data_end, UNIT, Kind.DATA)
-        position = data_end
-    yield from split(position, end, ZERO_UNIT, Kind.ZERO)
+        position = max(position, data_end)
 
 
-def _data(extents: Iterable[Extent]) -> Iterator[tuple[int, int]]:
-    """The runs of data as (start, end), widened to whole grains and joined where they then touch."""
+def _data(extents: Iterable[Extent], end: int | None) -> Iterator[tuple[int, int]]:
+    """The runs of data as (start, end), widened to whole grains and joined where they then touch.
+
+    Whole units are told at once, even if their run goes on. The last run is an empty one where the extents end.
+    """
     position, pending = 0, (0, 0)
     for extent in extents:
+        first, position = position // GRAIN * GRAIN, position + extent.length
         if not extent.zero:
-            first = position // GRAIN * GRAIN
-            last = -(-(position + extent.length) // GRAIN) * GRAIN
-            if first <= pending[1]:
-                pending = (pending[0], last)
-            else:
+            if first > pending[1]:
                 yield pending
-                pending = (first, last)
-        position += extent.length
-    yield pending
+                pending = (first, first)
+            whole = position // UNIT * UNIT
+            if whole > pending[0]:
+                yield pending[0], whole
+                pending = (whole, whole)
+            pending = (pending[0], max(-(-position // GRAIN) * GRAIN, pending[1]))
+        if end is not None and position >= end:
+            break
+    yield pending[0], min(pending[1], position)
+    yield position, position
 
 
 def split(start: int, end: int, unit: int, kind: Kind) -> Iterator[Piece]:
@@ -117,12 +121,11 @@ class KnownZeroes:
             index += 1
 
 
-def operation(piece: Piece, source: Source) -> Operation | None:
-    """The request that makes the target's piece what the source's is; None where it is that already."""
+def operation(piece: Piece, payload: FileRange | memoryview | None) -> Operation | None:
+    """The request that puts a payload, or zeroes, where a piece goes; None where the target has them already."""
     match piece.kind:
         case Kind.DATA:
-            data = source.payload(piece.offset, piece.length)
-            return Operation(Command.WRITE, piece.offset, piece.length, data=data)
+            return Operation(Command.WRITE, piece.offset, piece.length, data=payload)
         case Kind.ZERO:
             return Operation(Command.WRITE_ZEROES, piece.offset, piece.length)
         case Kind.ALREADY_ZERO:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from restore.plan import UNIT, Kind, Piece, split
-from restore.source import Source
+from restore.source import Payload, Source
+from restore.source.payload import add_to
 from restore.target import ALGORITHM, Target, Verifier
 from targetmode.disks.media import ALGORITHMS, zero_digest
 
@@ -106,16 +107,16 @@ class Hasher:
     Just before, since then the kernel sends bytes that are in the processor's cache.
     """
 
-    def __init__(self, source: Source, feed: Feed) -> None:
-        """Hash pieces of `source`."""
-        self._source = source
+    def __init__(self, name: str, feed: Feed) -> None:
+        """Hash pieces of the image called `name`."""
+        self._name = name
         self._feed = feed
         self._lock = threading.Lock()
         self._run = _Run(0)
         self._runs: dict[int, _Run] = {}  # of every piece that is not on the target yet, by its offset
 
-    def sending(self, piece: Piece) -> None:
-        """A piece is about to be sent; by one thread at a time.
+    def sending(self, piece: Piece, payload: Payload | None) -> None:
+        """A piece is about to be sent, with its payload if it is of data; by one thread at a time.
 
         Raises:
             OSError: the source failed.
@@ -124,8 +125,8 @@ class Hasher:
         if piece.kind is not Kind.DATA or piece.offset != run.offset + run.length:
             self._complete(run)
             run = self._run = _Run(piece.offset)
-        if piece.kind is Kind.DATA:
-            self._source.hash(run.digest, piece.offset, piece.length)
+        if payload is not None:
+            add_to(run.digest, payload, piece.length, self._name)
             with self._lock:
                 run.length += piece.length
                 run.unanswered += 1
@@ -137,7 +138,7 @@ class Hasher:
     def written(self, piece: Piece) -> None:
         """A piece is on the target now; from any thread."""
         if piece.kind is not Kind.DATA:
-            self._feed.put(Expected(piece, zero_digest(ALGORITHM, piece.length)))
+            self._feed.put(expected(piece, None, self._name))
             return
         with self._lock:
             run = self._runs.pop(piece.offset)
@@ -202,14 +203,14 @@ class Verification:
     async def compare_all(self, pieces: Iterable[Piece]) -> list[Piece]:
         """Compare pieces that nobody is writing; as `compare`."""
         feed = Feed()
-        hasher = Hasher(self._source, feed)
+        hasher = Hasher(self._source.name, feed)
         stopping = threading.Event()
 
         def hash_all() -> None:
             for piece in pieces:
                 if stopping.is_set():
                     return
-                hasher.sending(piece)
+                hasher.sending(piece, payload_of(piece, self._source))
                 hasher.written(piece)
             hasher.close()
 
@@ -222,6 +223,14 @@ class Verification:
             stopping.set()
             await asyncio.wait([hashing])  # it uses the source
         return comparing.result()
+
+    async def compare_again(self, items: Iterable[Expected]) -> list[Piece]:
+        """Compare what is known to be expected; as `compare`."""
+        feed = Feed()
+        for item in items:
+            feed.put(item)
+        feed.close()
+        return await self.compare(feed)
 
     async def __aenter__(self) -> Self:
         """Nothing to do yet."""
@@ -247,15 +256,25 @@ class Verification:
         parts = list(split(piece.offset, piece.offset + piece.length, UNIT, piece.kind))
         if len(parts) == 1:
             return parts
-        expected = await asyncio.to_thread(lambda: [Expected(part, self._digest(part)) for part in parts])
-        return await self._compare(verifier, expected)
+        items = await asyncio.to_thread(lambda: [self._expected(part) for part in parts])
+        return await self._compare(verifier, items)
 
-    def _digest(self, piece: Piece) -> str:
-        if piece.kind is not Kind.DATA:
-            return zero_digest(ALGORITHM, piece.length)
-        digest = ALGORITHMS[ALGORITHM]()
-        self._source.hash(digest, piece.offset, piece.length)
-        return str(digest.hexdigest())
+    def _expected(self, piece: Piece) -> Expected:
+        return expected(piece, payload_of(piece, self._source), self._source.name)
+
+
+def payload_of(piece: Piece, source: Source) -> Payload | None:
+    """What a piece of data is written from; None for zeroes. Raises as `Source.payload`."""
+    return source.payload(piece.offset, piece.length) if piece.kind is Kind.DATA else None
+
+
+def expected(piece: Piece, payload: Payload | None, name: str) -> Expected:
+    """What has to be found on the target where a piece was written; raises as `add_to`."""
+    if payload is None:
+        return Expected(piece, zero_digest(ALGORITHM, piece.length))
+    digest = ALGORITHMS[ALGORITHM]()
+    add_to(digest, payload, piece.length, name)
+    return Expected(piece, str(digest.hexdigest()))
 
 
 async def _result(task: asyncio.Task[None]) -> None:

@@ -1,12 +1,28 @@
-"""Where an image comes from: its size, the parts of it that hold data, and its bytes."""
+"""Where an image comes from.
+
+    storage/      the bytes of an image file at rest: a file, its split parts, a URL
+    a format      makes an image of them: `Chunks`, decoded at random, or a `Stream`, decoded from the start
+    chunked.py, stream.py   make a `Source` of either: read ahead on all cores, memory bounded
+
+`Source` is all that the rest of the engine knows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from nbd.backend import Extent
 from nbd.connection import FileRange
+from restore.errors import RestoreError
+
+Payload = FileRange | memoryview
+CHUNK_LIMIT: Final = 64 << 20  # bytes, decoded: what a chunk may be at most
+
+
+class SourceError(RestoreError):
+    """An image that cannot be read or is damaged; names it and where."""
 
 
 class Source(Protocol):
@@ -14,30 +30,46 @@ class Source(Protocol):
 
     Attributes:
         name: for people.
-        size: bytes.
+        size: bytes of the image; None while that is unknown, which for a stream may be until it has ended.
+        least_size: bytes that it has at least, as far as is known now; `size` where that is known.
+        expected_size: the best guess at `size` now, for progress; only to be shown.
+        sequential: reading anything but onwards means to decode again from the start.
     """
 
     name: str
-    size: int
+
+    @property
+    def size(self) -> int | None: ...  # noqa: D102 - see the class
+
+    @property
+    def least_size(self) -> int: ...  # noqa: D102
+
+    @property
+    def expected_size(self) -> int: ...  # noqa: D102
+
+    @property
+    def sequential(self) -> bool: ...  # noqa: D102
 
     def extents(self) -> Iterator[Extent]:
         """The runs that make up the image, in order; a hole is zeroes.
 
         Raises:
-            OSError: the source failed.
+            SourceError, OSError: the source failed.
         """
         ...
 
-    def payload(self, offset: int, length: int) -> FileRange:
-        """A range as something that the kernel can send without it passing through here."""
-        ...
+    def payload(self, offset: int, length: int) -> Payload:
+        """A range of at most 1 MiB, as a range of a file where it lies plain in one, else as its bytes.
 
-    def hash(self, digest: Any, offset: int, length: int) -> None:
-        """Feed a range to a digest, by its `update`; may be called from several threads.
+        May be called from several threads. The memory stays as it is for as long as it is held.
 
         Raises:
-            OSError: the source failed, or ends inside the range.
+            SourceError, OSError: the source failed.
         """
+        ...
+
+    def reader(self) -> Source:
+        """The same image for one more reader, at a pace of its own; what is decoded once serves all that are near."""
         ...
 
     def check_unchanged(self) -> None:
@@ -46,6 +78,97 @@ class Source(Protocol):
         Raises:
             RestoreError: it was written meanwhile, so that what was read of it may be neither the old nor the new.
         """
+        ...
+
+    def close(self) -> None:
+        """Let go of it; of a `reader` before what it is one of."""
+        ...
+
+
+class Chunks(Protocol):
+    """A format whose parts can be decoded each by itself; methods may be called from several threads.
+
+    Attributes:
+        name: for people.
+        size: bytes of the image.
+    """
+
+    name: str
+    size: int
+
+    def extents(self) -> Iterator[Extent]:
+        """The runs that make up the image, in order; raises `SourceError`, `OSError`."""
+        ...
+
+    def chunk(self, offset: int) -> tuple[int, int]:
+        """Start and end, in bytes of the image, of what is decoded together around `offset`; at most `CHUNK_LIMIT`."""
+        ...
+
+    def decode(self, start: int, end: int) -> bytes | bytearray | memoryview:
+        """The bytes of one chunk, as `chunk` told it.
+
+        Raises:
+            SourceError: it is damaged.
+            OSError: it cannot be read.
+        """
+        ...
+
+    def plain(self, offset: int, length: int) -> FileRange | None:
+        """Where this range lies as it is in a local file; None where it has to be decoded."""
+        ...
+
+    def check_unchanged(self) -> None:
+        """As `Source.check_unchanged`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Zeroes:
+    """A run of zeroes in a stream.
+
+    Attributes:
+        length: bytes.
+    """
+
+    length: int
+
+
+class Stream(Protocol):
+    """A format that can only be decoded from its start.
+
+    Attributes:
+        name: for people.
+        size: bytes of the image, None if the format does not tell beforehand.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102 - see the class
+
+    @property
+    def size(self) -> int | None: ...  # noqa: D102
+
+    def decode(self) -> Iterator[bytes | Zeroes]:
+        """The image from its first byte on; called anew to begin again, and left unfinished at will.
+
+        Each runs in a thread of its own, and several may at once. Pieces of bytes are of any length up to
+        `CHUNK_LIMIT`, 1 MiB being best.
+
+        Raises:
+            SourceError: it is damaged; also where it is cut short, or something follows that does not belong.
+            OSError: it cannot be read.
+        """
+        ...
+
+    def fraction(self) -> float:
+        """How far, 0 to 1, the last `decode` has come in what is stored; only to be shown."""
+        ...
+
+    def check_unchanged(self) -> None:
+        """As `Source.check_unchanged`."""
         ...
 
     def close(self) -> None:

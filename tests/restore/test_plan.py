@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Iterator
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,7 +56,11 @@ def check_covers(pieces: list[Piece], start: int, end: int) -> None:
 def test_cut(image: list[tuple[int, bool]], start: int, to_the_end: bool) -> None:
     size = sum(length for length, _ in image)
     end = size if to_the_end else min(size, MIB)
-    pieces = list(cut(extents(image), start, end))
+    taken: list[Extent] = []
+    pieces = list(cut((taken.append(extent) or extent for extent in extents(image)), start, end))  # type: ignore[func-returns-value]
+    assert sum(extent.length for extent in taken[:-1]) < max(end, 1)  # of a stream, taking one is to decode it
+    if to_the_end:
+        assert pieces == list(cut(extents(image), start))
     check_covers(pieces, start, end)
     for piece in pieces:
         unit = UNIT if piece.kind is Kind.DATA else ZERO_UNIT
@@ -130,30 +135,26 @@ def test_split(start: int, length: int, unit: int) -> None:
     assert all((piece.offset + piece.length) % unit == 0 for piece in pieces[:-1])
 
 
-class FakeSource:
-    name, size = "image", 10 * MIB
+def test_a_long_run_of_data_is_cut_as_it_comes() -> None:
+    taken = 0
 
-    def extents(self) -> itertools.chain[Extent]:
-        return itertools.chain()
+    def endless() -> Iterator[Extent]:
+        nonlocal taken
+        while taken < 1000:
+            taken += 1
+            yield Extent(MIB, hole=False, zero=False)
 
-    def payload(self, offset: int, length: int) -> FileRange:
-        return FileRange(99, offset)
-
-    def hash(self, digest: object, offset: int, length: int) -> None:
-        pass
-
-    def check_unchanged(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+    pieces = cut(endless(), MIB)
+    for number in range(1, 10):
+        assert next(pieces) == Piece(number * MIB, MIB, Kind.DATA)
+        assert taken <= number + 1
 
 
 def test_operation() -> None:
-    source = FakeSource()
-    assert operation(Piece(5, 6, Kind.DATA), source) == Operation(Command.WRITE, 5, 6, data=FileRange(99, 5))
-    assert operation(Piece(5, 6, Kind.ZERO), source) == Operation(Command.WRITE_ZEROES, 5, 6)
-    assert operation(Piece(5, 6, Kind.ALREADY_ZERO), source) is None
+    payload = FileRange(99, 5)
+    assert operation(Piece(5, 6, Kind.DATA), payload) == Operation(Command.WRITE, 5, 6, data=payload)
+    assert operation(Piece(5, 6, Kind.ZERO), None) == Operation(Command.WRITE_ZEROES, 5, 6)
+    assert operation(Piece(5, 6, Kind.ALREADY_ZERO), None) is None
 
 
 def test_throttle() -> None:

@@ -3,15 +3,13 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
 import pytest
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbd.backend import Extent
 from nbd.connection import FileRange
 from restore.plan import UNIT, Kind, Piece
 from restore.verify import BATCH, BATCH_BYTES, RANGE, Expected, Feed, Hasher
@@ -20,33 +18,13 @@ from tests.support import examples
 MIB = 1 << 20
 
 
-class Memory:
-    """A source whose bytes are in memory."""
-
-    def __init__(self, data: bytes) -> None:
-        self.name = "memory"
-        self.data = data
-        self.size = len(data)
-
-    def extents(self) -> Iterator[Extent]:
-        return iter([Extent(self.size, hole=False, zero=False)])
-
-    def payload(self, offset: int, length: int) -> FileRange:
-        raise NotImplementedError
-
-    def hash(self, digest: Any, offset: int, length: int) -> None:
-        if offset + length > self.size:
-            raise OSError(5, "the source ends")
-        digest.update(self.data[offset : offset + length])
-
-    def check_unchanged(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 DATA = random.Random(1).randbytes(40 * MIB)
+
+
+def payload(piece: Piece) -> memoryview | None:
+    return memoryview(DATA)[piece.offset :][: piece.length] if piece.kind is Kind.DATA else None
+
+
 pieces = st.lists(st.tuples(st.sampled_from([0, 0, 0, 1]), st.integers(1, UNIT), st.sampled_from(Kind)), max_size=40)
 
 
@@ -69,10 +47,10 @@ def test_hasher_feeds_every_byte_once_and_with_its_digest(
 
     async def run() -> list[Expected]:
         feed = Feed()
-        hasher = Hasher(Memory(DATA), feed)
+        hasher = Hasher("memory", feed)
         unanswered: list[Piece] = []
         for piece in todo:
-            hasher.sending(piece)
+            hasher.sending(piece, payload(piece))
             unanswered.append(piece)
             while len(unanswered) > order.randrange(8):  # answers come in any order
                 hasher.written(unanswered.pop(order.randrange(len(unanswered))))
@@ -109,10 +87,10 @@ def bounds(pieces: list[Piece]) -> list[tuple[int, int]]:
 def test_whole_units_become_whole_ranges() -> None:
     async def run() -> list[int]:
         feed = Feed()
-        hasher = Hasher(Memory(DATA), feed)
+        hasher = Hasher("memory", feed)
         for number in range(40):
             piece = Piece(number * UNIT, UNIT, Kind.DATA)
-            hasher.sending(piece)
+            hasher.sending(piece, payload(piece))
             hasher.written(piece)
         hasher.close()
         return [item.piece.length // MIB for item in await everything(feed)]
@@ -123,12 +101,12 @@ def test_whole_units_become_whole_ranges() -> None:
 def test_a_range_is_fed_only_when_all_of_it_is_written() -> None:
     async def run() -> None:
         feed = Feed()
-        hasher = Hasher(Memory(DATA), feed)
+        hasher = Hasher("memory", feed)
         first, second = Piece(0, UNIT, Kind.DATA), Piece(UNIT, UNIT, Kind.DATA)
-        hasher.sending(first)
-        hasher.sending(second)
+        hasher.sending(first, payload(first))
+        hasher.sending(second, payload(second))
         hasher.written(second)
-        hasher.sending(Piece(2 * UNIT, UNIT, Kind.ZERO))
+        hasher.sending(Piece(2 * UNIT, UNIT, Kind.ZERO), None)
         waiting = asyncio.create_task(feed.take())
         await asyncio.sleep(0.2)
         assert not waiting.done()
@@ -138,14 +116,22 @@ def test_a_range_is_fed_only_when_all_of_it_is_written() -> None:
     asyncio.run(run())
 
 
-def test_hasher_raises_what_the_source_raises() -> None:
-    async def run() -> None:
-        hasher = Hasher(Memory(DATA[:UNIT]), Feed())
-        hasher.sending(Piece(0, UNIT, Kind.DATA))
-        with pytest.raises(OSError, match="the source ends"):
-            hasher.sending(Piece(UNIT, UNIT, Kind.DATA))
+def test_a_file_is_hashed_as_memory_is(tmp_path: Path) -> None:
+    async def run() -> list[Expected]:
+        feed = Feed()
+        hasher = Hasher(str(path), feed)
+        with path.open("rb") as file:
+            hasher.sending(Piece(0, UNIT, Kind.DATA), FileRange(file.fileno(), 12345))
+            hasher.written(Piece(0, UNIT, Kind.DATA))
+            with pytest.raises(OSError, match=f"ends at byte {2 * UNIT}, earlier than it did at the start"):
+                hasher.sending(Piece(5 * UNIT, UNIT, Kind.DATA), FileRange(file.fileno(), UNIT + 1))
+        hasher.close()
+        return await everything(feed)
 
-    asyncio.run(run())
+    path = tmp_path / "image"
+    path.write_bytes(DATA[: 2 * UNIT])
+    (item,) = asyncio.run(run())
+    assert item.digest == xxhash.xxh3_128_hexdigest(DATA[12345 : 12345 + UNIT])
 
 
 def expected(length: int, kind: Kind = Kind.DATA) -> Expected:

@@ -1,0 +1,43 @@
+"""Which kind of source something is: told by where it lies and by its content, never by a file's name."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from restore.errors import Refused
+from restore.source import Source
+from restore.source.chunked import ChunkedSource
+from restore.source.raw import RawImage, RawStream
+from restore.source.storage import Storage
+from restore.source.storage.device import BlockDevice
+from restore.source.storage.file import LocalFile
+from restore.source.stream import StreamSource
+
+
+def open_source(place: str) -> Source:
+    """Open an image.
+
+    Args:
+        place: a path.
+
+    Raises:
+        Refused: there is none, or it may not be used.
+        SourceError: it is damaged.
+        OSError: it cannot be read.
+    """
+    return _open_format(_open_storage(place))
+
+
+def _open_storage(place: str) -> Storage:
+    try:
+        mode = Path(place).stat().st_mode
+    except OSError as error:
+        raise Refused(f"{place}: {error.strerror}") from None
+    return BlockDevice(place) if stat.S_ISBLK(mode) else LocalFile(place)
+
+
+def _open_format(storage: Storage) -> Source:
+    if storage.seekable and storage.size is not None:
+        return ChunkedSource(RawImage(storage, storage.size))
+    return StreamSource(RawStream(storage))

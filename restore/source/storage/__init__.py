@@ -1,0 +1,51 @@
+"""Where the bytes of an image file lie, whatever its format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from nbd.connection import FileRange
+
+
+class Storage(Protocol):
+    """The bytes of an image file at rest; methods may be called from several threads.
+
+    Attributes:
+        name: for people; no credentials in it.
+        size: bytes; None where that is not known before its end.
+        seekable: `read` works; else only `stream` does.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102 - see the class
+
+    @property
+    def size(self) -> int | None: ...  # noqa: D102
+
+    @property
+    def seekable(self) -> bool: ...  # noqa: D102
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes from anywhere; fewer only at the end.
+
+        Raises:
+            SourceError, OSError: it cannot be read.
+        """
+        ...
+
+    def stream(self) -> Iterator[bytes]:
+        """All of it from the first byte on, in pieces of up to 1 MiB; called anew to begin again. Raises as `read`."""
+        ...
+
+    def plain(self, offset: int, length: int) -> FileRange | None:
+        """The same bytes as a range of a local file, where they are one."""
+        ...
+
+    def check_unchanged(self) -> None:
+        """See whether it is still what it was when it was opened; raises `RestoreError` if not."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
