@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 import zlib
+from dataclasses import dataclass
 from typing import Any
 
 from construct import Bytes, Const, ConstructError, Int32ul, Int64ul, Struct
@@ -52,6 +53,21 @@ _HEADER_CRC_OFFSET = 16
 _UNUSED = bytes(16)
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One of a disk's two copies of a GPT, whose checksums are right.
+
+    Attributes:
+        header: As `HEADER` parses it.
+        raw_header: Its `HeaderSize` bytes.
+        array: The partition entry array.
+    """
+
+    header: Any
+    raw_header: bytes
+    array: bytes
+
+
 def read_gpt(read: Reader, size: int, sector_size: int) -> PartitionTable | None:
     """Reads a GPT: the primary one, or the backup at the end of the disk when the primary is damaged.
 
@@ -71,16 +87,30 @@ def read_gpt(read: Reader, size: int, sector_size: int) -> PartitionTable | None
         return None
     for lba in (1, last_lba):
         try:
-            table = _read_copy(read, lba, last_lba, sector_size)
+            copy = read_copy(read, lba, last_lba, sector_size)
         except OSError:
             continue
-        if table is not None:
-            return table
+        if copy is not None:
+            partitions = parse_entries(copy.array, copy.header.size_of_partition_entry, last_lba, sector_size)
+            return PartitionTable("gpt", format_guid(copy.header.disk_guid), partitions)
     return None
 
 
-def _read_copy(read: Reader, lba: int, last_lba: int, sector_size: int) -> PartitionTable | None:
-    """Reads the copy of the table whose header is at `lba`; None when it is not valid."""
+def read_copy(read: Reader, lba: int, last_lba: int, sector_size: int) -> Copy | None:
+    """Reads the copy of the table whose header is at `lba`.
+
+    Args:
+        read: Reads from the disk.
+        lba: Of the header, in sectors.
+        last_lba: Of the disk.
+        sector_size: Logical sector size, in bytes.
+
+    Returns:
+        The copy, or None when it is not valid.
+
+    Raises:
+        OSError: It cannot be read.
+    """
     sector = read(lba * sector_size, sector_size)
     try:
         header = HEADER.parse(sector)
@@ -90,7 +120,7 @@ def _read_copy(read: Reader, lba: int, last_lba: int, sector_size: int) -> Parti
     array_size = header.number_of_partition_entries * entry_size
     if not (
         HEADER_SIZE <= header.header_size <= sector_size
-        and _header_crc(sector[: header.header_size]) == header.header_crc32
+        and header_crc(sector[: header.header_size]) == header.header_crc32
         and header.my_lba == lba
         and header.first_usable_lba <= header.last_usable_lba <= last_lba
         and entry_size >= ENTRY_SIZE
@@ -103,16 +133,16 @@ def _read_copy(read: Reader, lba: int, last_lba: int, sector_size: int) -> Parti
     array = read(header.partition_entry_lba * sector_size, array_size)
     if zlib.crc32(array) != header.partition_entry_array_crc32:
         return None
-    return PartitionTable("gpt", _guid(header.disk_guid), _partitions(array, entry_size, last_lba, sector_size))
+    return Copy(header, sector[: header.header_size], array)
 
 
-def _header_crc(header: bytes) -> int:
+def header_crc(header: bytes) -> int:
     """Computes a header's CRC-32, its own field taken as zero (UEFI 2.10 section 5.3.2, HeaderCRC32)."""
     return zlib.crc32(header[:_HEADER_CRC_OFFSET] + bytes(4) + header[_HEADER_CRC_OFFSET + 4 :])
 
 
-def _partitions(array: bytes, entry_size: int, last_lba: int, sector_size: int) -> tuple[Partition, ...]:
-    """Parses the used entries of a partition entry array."""
+def parse_entries(array: bytes, entry_size: int, last_lba: int, sector_size: int) -> tuple[Partition, ...]:
+    """Parses the used entries of a partition entry array that lie within the disk."""
     partitions = []
     for number, offset in enumerate(range(0, len(array), entry_size), start=1):
         if number > MAX_PARTITIONS:
@@ -127,14 +157,14 @@ def _partitions(array: bytes, entry_size: int, last_lba: int, sector_size: int) 
                 number=number,
                 start=entry.starting_lba * sector_size,
                 length=(entry.ending_lba - entry.starting_lba + 1) * sector_size,
-                type=_guid(entry.partition_type_guid),
+                type=format_guid(entry.partition_type_guid),
                 name=decode(entry.partition_name, "utf-16-le"),
-                uuid=_guid(entry.unique_partition_guid),
+                uuid=format_guid(entry.unique_partition_guid),
             )
         )
     return tuple(partitions)
 
 
-def _guid(raw: bytes) -> str:
+def format_guid(raw: bytes) -> str:
     """Formats an EFI GUID, whose first three fields are little-endian (UEFI 2.10 appendix A)."""
     return str(uuid.UUID(bytes_le=raw))
