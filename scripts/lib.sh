@@ -14,7 +14,7 @@ readonly PACKAGES_TEST=(
   fdisk gdisk parted util-linux mount fuse3
   dosfstools mtools e2fsprogs xfsprogs btrfs-progs ntfs-3g exfatprogs
   squashfs-tools genisoimage cryptsetup-bin lvm2 dmsetup mdadm
-  iproute2 procps openssl
+  iproute2 procps openssl openssh-client gddrescue
 )
 
 # shellcheck disable=SC2034  # read by scripts/demo

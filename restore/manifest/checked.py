@@ -1,0 +1,264 @@
+"""A source that is checked by its scan as it is read: nothing that differs from it is handed out.
+
+Ranges of up to 1 MiB, which are all in a scan of ours, are checked whole before any byte of them is used, in threads a
+few ranges ahead of who reads. Longer ones, which bmaptool makes, are hashed from their start on as they are read, so
+that damage shows when their end is reached.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from blake3 import blake3
+
+from nbd.backend import Extent
+from nbd.connection import FileRange
+from restore.manifest.bmap import UNIT, Bmap, Range
+from restore.manifest.scan import zero_digests
+from restore.source import Payload, Source, SourceError
+from restore.source.payload import add_to, as_memory
+
+_AHEAD: Final = 4  # ranges checked ahead, for each thread
+_MOST_AHEAD: Final = 32  # ranges, each of which may be 1 MiB of memory, and as many behind
+_ZEROES: Final = memoryview(bytes(UNIT))
+
+
+@dataclass(frozen=True, slots=True)
+class Unmapped(Extent):
+    """A run that is no part of the image: it is neither to be written nor verified, and what it holds is undefined."""
+
+
+class Prepared:
+    """A `Source` that is its scan's mapped ranges; what lies between them reads as zeroes.
+
+    With `keep_unmapped` what lies between is `Unmapped` instead.
+    """
+
+    def __init__(self, source: Source, bmap: Bmap, *, keep_unmapped: bool = False, threads: int | None = None) -> None:
+        """Take over `source`, which `close` closes; it has been found to be as large as `bmap` says, if that is known.
+
+        Args:
+            source: the image.
+            bmap: its scan.
+            keep_unmapped: what lies between mapped ranges is to be left as it is on the target.
+            threads: None is one for each processor.
+        """
+        self.name = source.name
+        self.size: int = bmap.image_size
+        self.sequential = source.sequential
+        self.keep_unmapped = keep_unmapped
+        self.bmap = bmap
+        self._source = source
+        threads = threads or len(os.sched_getaffinity(0))
+        # What is decoded from the start is read in its order, by who reads.
+        self._pool = None if source.sequential else ThreadPoolExecutor(threads, thread_name_prefix="check")
+        self._most = min(_AHEAD * threads, _MOST_AHEAD)
+        self._original = True
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._checks: OrderedDict[int, Future[Payload]] = OrderedDict()
+        self._next = 0  # the range behind the last one that is checked ahead
+        self._long_lock = threading.Lock()
+        self._long: dict[int, _Long] = {}
+
+    @property
+    def least_size(self) -> int:
+        """It is known."""
+        return self.size
+
+    @property
+    def expected_size(self) -> int:
+        """It is known."""
+        return self.size
+
+    def extents(self) -> Iterator[Extent]:
+        """Mapped ranges, those of zeroes as such, and what lies between."""
+        gap = Unmapped if self.keep_unmapped else Extent
+        position = length = 0
+        zero = False
+        for index in range(len(self.bmap)):
+            start, end = self.bmap.span(index)
+            is_zero = self._is_zero(index)
+            if length and (start > position or is_zero != zero):
+                yield Extent(length, hole=False, zero=zero)
+                length = 0
+            if start > position:
+                yield gap(start - position, hole=True, zero=not self.keep_unmapped)
+            length, zero, position = length + end - start, is_zero, end
+        if length:
+            yield Extent(length, hole=False, zero=zero)
+        if position < self.size:
+            yield gap(self.size - position, hole=True, zero=not self.keep_unmapped)
+
+    def payload(self, offset: int, length: int) -> Payload:
+        """Checked bytes, where they lie in a file if all of them are mapped.
+
+        Raises:
+            SourceError: they are not what was scanned.
+            OSError: the source failed.
+        """
+        end = offset + length
+        first = index = self.bmap.find(offset)
+        buffer = bytearray()
+        while index < len(self.bmap):
+            start, stop = self.bmap.span(index)
+            if start >= end:
+                break
+            low, high = max(start, offset), min(stop, end)
+            part = self._checked(index, low, high)
+            if (low, high) == (offset, end):
+                return part
+            if index == first:
+                buffer = bytearray(length)
+            buffer[low - offset : high - offset] = as_memory(part, high - low, self.name)
+            index += 1
+        if index == first:
+            return _ZEROES[:length] if length <= UNIT else memoryview(bytes(length))
+        return memoryview(buffer)
+
+    def reader(self) -> Self:
+        """Reads and checks for itself."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._source = self._source.reader()
+        other._original = False
+        other._begin()
+        return other
+
+    def check_unchanged(self) -> None:
+        """As the source tells."""
+        self._source.check_unchanged()
+
+    def close(self) -> None:
+        """Stop checking, and close the source."""
+        with self._lock:
+            for check in self._checks.values():
+                check.cancel()
+            running = [check for check in self._checks.values() if not check.cancelled()]
+        for check in running:
+            check.exception()  # it uses the source, and matters to nobody any more
+        if self._original and self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._source.close()
+
+    def _is_zero(self, index: int) -> bool:
+        """Whether a range is known to be zeroes by its digest."""
+        found = self.bmap[index]
+        length = found.end - found.start
+        if length > UNIT:
+            return False
+        if found.blake3 is not None:
+            return found.blake3 == zero_digests(length)[1]
+        return self.bmap.checksum_type == "sha256" and found.checksum == zero_digests(length)[0]
+
+    def _checked(self, index: int, low: int, high: int) -> Payload:
+        """Bytes within one range."""
+        start, end = self.bmap.span(index)
+        if end - start > UNIT:
+            return self._checked_long(index, low, high)
+        data = self._whole(index)
+        if isinstance(data, FileRange):
+            return FileRange(data.fd, data.offset + low - start)
+        return data[low - start : high - start]
+
+    def _whole(self, index: int) -> Payload:
+        if self._pool is None:
+            return self._check(index)
+        with self._lock:
+            check = self._submit(index)
+            self._look_ahead(index)
+        return check.result()
+
+    def _submit(self, index: int) -> Future[Payload]:
+        check = self._checks.get(index)
+        if check is None:
+            assert self._pool is not None
+            check = self._checks[index] = self._pool.submit(self._check, index)
+        return check
+
+    def _look_ahead(self, index: int) -> None:
+        """Have the next ranges checked by the time that they are asked for, and forget those that lie behind."""
+        if not index < self._next <= index + self._most:
+            self._next = index + 1
+        while self._next <= min(index + self._most, len(self.bmap) - 1):
+            start, end = self.bmap.span(self._next)
+            if end - start <= UNIT and not self._is_zero(self._next):
+                self._submit(self._next)
+            self._next += 1
+        while len(self._checks) > 2 * self._most and next(iter(self._checks.values())).done():
+            self._checks.popitem(last=False)
+
+    def _check(self, index: int) -> Payload:
+        """A whole range, which is what was scanned."""
+        found = self.bmap[index]
+        length = found.end - found.start
+        data = self._source.payload(found.start, length)
+        digest = self._digest(found)
+        if digest is not None:
+            add_to(digest, data, length, self.name)
+            self._compare(found, digest)
+        return data
+
+    def _checked_long(self, index: int, low: int, high: int) -> Payload:
+        data = self._source.payload(low, high - low)
+        with self._long_lock:
+            long = self._long.get(index)
+            if long is None:
+                found = self.bmap[index]
+                long = self._long[index] = _Long(found, self._digest(found), found.start)
+            while long.digest is not None and long.position < high:
+                at, until = long.position, high
+                if low <= at:
+                    add_to(long.digest, _behind(data, at - low), high - at, self.name)
+                else:  # it was passed over
+                    until = min(low, at + UNIT)
+                    add_to(long.digest, self._source.payload(at, until - at), until - at, self.name)
+                long.position = until
+            if long.digest is not None and long.position == long.found.end:
+                self._compare(long.found, long.digest)  # and again if it is asked for once more
+                long.digest = None
+        return data
+
+    def _digest(self, found: Range) -> Any:
+        """A digest to compare a range by, the faster of those that it has; None if it has none."""
+        if found.blake3 is not None:
+            return blake3()
+        if found.checksum is not None and self.bmap.checksum_type is not None:
+            return hashlib.new(self.bmap.checksum_type, usedforsecurity=False)
+        return None
+
+    def _compare(self, found: Range, digest: Any) -> None:
+        if digest.digest() != (found.checksum if found.blake3 is None else found.blake3):
+            first, last = found.start // UNIT, (found.end - 1) // UNIT
+            where = f"MiB {first} does" if first == last else f"MiB {first} to {last} do"
+            raise SourceError(f"{self.name} is damaged or was changed: {where} not match its scan")
+
+
+@dataclass(slots=True)
+class _Long:
+    """A range that is checked as it is read.
+
+    Attributes:
+        found: the range.
+        digest: of what lies before `position`; None when it has been compared, or there is nothing to compare.
+        position: up to where, in bytes of the image.
+    """
+
+    found: Range
+    digest: Any
+    position: int
+
+
+def _behind(data: Payload, count: int) -> Payload:
+    if isinstance(data, FileRange):
+        return FileRange(data.fd, data.offset + count)
+    return data[count:]
