@@ -42,11 +42,11 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "asr") -> int
         parser.error(
             "restore without --erase, a file copy, is not there yet; --erase replaces all that is on the target"
         )
-    report = make_report(as_json=options.json)
+    report = make_report(as_json=options.json, puppetstrings=options.puppetstrings)
     try:
         import asyncio
 
-        asyncio.run(_run_until_interrupted(options, report))
+        return asyncio.run(_run_until_interrupted(options, report))
     except Differences as error:
         report.failed(str(error), error.ranges)
         return error.status
@@ -56,10 +56,9 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "asr") -> int
     except KeyboardInterrupt:
         report.failed(INTERRUPTED)
         return 1
-    return 0
 
 
-async def _run_until_interrupted(options: argparse.Namespace, report: Report) -> None:
+async def _run_until_interrupted(options: argparse.Namespace, report: Report) -> int:
     """Run the command; SIGINT and SIGTERM end it, and the process with it, once the target is in a known state."""
     import asyncio
 
@@ -76,8 +75,7 @@ async def _run_until_interrupted(options: argparse.Namespace, report: Report) ->
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, interrupt)
     try:
-        await _run(options, report)
-        return
+        return await _run(options, report)
     except asyncio.CancelledError:
         message = INTERRUPTED
     except RestoreError as error:
@@ -91,37 +89,47 @@ async def _run_until_interrupted(options: argparse.Namespace, report: Report) ->
     os._exit(1)
 
 
-async def _run(options: argparse.Namespace, report: Report) -> None:
+async def _run(options: argparse.Namespace, report: Report) -> int:
     from restore.job import Settings, restore, verify
-
-    reading = options.command == "verify"
-
-    def open_target() -> Target:
-        return _open_target(options, report, read_only=reading)
 
     def open_source() -> Source:
         from restore.source.detect import open_source as open_any
 
         return open_any(options.source)
 
-    if reading:
-        await verify(open_target, open_source, report)
-        return
+    if options.command == "verify":
+        await verify(lambda: _open_target(options.target, options, report, read_only=True), open_source, report)
+        return 0
     confirm = None if options.noprompt else _confirm
-    if confirm is not None and (options.json or not (sys.stdin and sys.stdin.isatty())):
+    asking = sys.stdin and sys.stdin.isatty() and not options.json and not options.puppetstrings
+    if confirm is not None and not asking:
         raise Refused("standard input is not a terminal to ask before erasing; say --noprompt if that is meant")
-    settings = Settings(verify=not options.noverify, max_rate=options.max_rate, confirm=confirm)
-    await restore(open_target, open_source, settings, report)
+    settings = Settings(verify=not options.noverify, delta=options.delta, max_rate=options.max_rate, confirm=confirm)
+    if len(options.target) == 1:
+        (target,) = options.target
+        await restore(lambda: _open_target(target, options, report), open_source, settings, report)
+        return 0
+    from restore.fanout import restore_all
+    from restore.report.members import make_members
+
+    if len(set(options.target)) < len(options.target):
+        raise Refused("the same target is named twice")
+
+    def opener(target: str) -> Callable[[Report], Target]:
+        return lambda report: _open_target(target, options, report)
+
+    members = make_members(as_json=options.json, puppetstrings=options.puppetstrings)
+    return await restore_all([(target, opener(target)) for target in options.target], open_source, settings, members)
 
 
-def _open_target(options: argparse.Namespace, report: Report, *, read_only: bool) -> Target:
-    if options.target.startswith(("nbd:", "nbds:", "nbd+", "nbds+")):
+def _open_target(target: str, options: argparse.Namespace, report: Report, *, read_only: bool = False) -> Target:
+    if target.startswith(("nbd:", "nbds:", "nbd+", "nbds+")):
         from nbd.errors import URIError
         from nbd.uri import NBDURI
         from restore.target.remote import RemoteTarget
 
         try:
-            uri = NBDURI.parse(options.target)
+            uri = NBDURI.parse(target)
         except URIError as error:
             raise Refused(str(error)) from None
         return RemoteTarget(
@@ -131,11 +139,11 @@ def _open_target(options: argparse.Namespace, report: Report, *, read_only: bool
             notify=report.note,
             read_only=read_only,
         )
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", options.target):
-        raise Refused(f"{options.target} is no target; it may be nbd://HOST/EXPORT, a block device, or an image file")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", target):
+        raise Refused(f"{target} is no target; it may be nbd://HOST/EXPORT, a block device, or an image file")
     from restore.target.local import LocalTarget
 
-    return LocalTarget(options.target, read_only=read_only)
+    return LocalTarget(target, read_only=read_only)
 
 
 def _confirm(question: str) -> bool:
@@ -160,10 +168,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="VERB")
     restore = commands.add_parser("restore", help="put an image on a disk", allow_abbrev=False)
-    _add_places(restore)
+    _add_places(restore, several=True)
     restore.add_argument("--erase", action="store_true", help="erase the target and copy every block")
     restore.add_argument("--noprompt", action="store_true", help="do not ask before erasing")
     restore.add_argument("--noverify", action="store_true", help="do not compare the target with the source")
+    restore.add_argument(
+        "--delta", action="store_true", help="send only what the target does not have; also to go on after a cut"
+    )
     restore.add_argument(
         "--max-rate", type=_rate, metavar="BYTES", help="most bytes per second, such as 100M (M is 1,048,576)"
     )
@@ -176,15 +187,21 @@ def _parser(program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_places(parser: argparse.ArgumentParser) -> None:
+def _add_places(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     parser.add_argument("--source", required=True, metavar="IMAGE", help="raw image file, or block device")
-    parser.add_argument(
-        "--target", required=True, metavar="TARGET", help="nbd://HOST/EXPORT, a block device, or an image file"
-    )
+    text = "nbd://HOST/EXPORT, a block device, or an image file"
+    if several:
+        parser.add_argument(
+            "--target", required=True, action="append", metavar="TARGET", help=f"{text}; again for more of them"
+        )
+    else:
+        parser.add_argument("--target", required=True, metavar="TARGET", help=text)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print one JSON object a line")
+    how.add_argument("--puppetstrings", action="store_true", help="print lines for another program to read")
     parser.add_argument(
         "--connections", type=_count, metavar="N", help="NBD connections, where the server allows it (what suits it)"
     )

@@ -14,17 +14,18 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, NoReturn, TypeVar
 
 from nbd.client import Operation
 from nbd.errors import NBDError
 from nbd.wire import Command
+from restore.delta import Delta, Item
 from restore.errors import Differences, Refused, RestoreError, join, say
 from restore.plan import HEAD, Kind, KnownZeroes, Piece, cut, operation, throttle
 from restore.report import RESTORING, VERIFYING, Report
-from restore.source import Payload, Source
+from restore.source import Payload, Source, SourceError
 from restore.target import Target
 from restore.verify import Expected, Feed, Hasher, Verification, expected, payload_of
 from targetmode.disks.text import format_size
@@ -45,11 +46,13 @@ class Settings:
 
     Attributes:
         verify: compare the target with the source.
+        delta: ask the target first for what it has, and send only the rest.
         max_rate: most bytes of data per second, None for no limit.
         confirm: asked with one line before anything is erased; False ends the restore. None erases without asking.
     """
 
     verify: bool = True
+    delta: bool = False
     max_rate: int | None = None
     confirm: Callable[[str], bool] | None = None
 
@@ -127,8 +130,10 @@ class _Restore:
         self._settings = settings
         self._report = report
         self._head = min(HEAD, source.least_size)
-        self._erased = self._head_written = False
+        self._erased = self._head_written = self._begun = False
+        self._empty = f"{target.name} is left empty"
         self._stopping = threading.Event()
+        self._unsent = 0  # bytes that the target had already
         self._doubts = _Doubts(report)
         totals = {RESTORING: lambda: max(source.expected_size - self._head, 0)}
         if settings.verify:
@@ -151,8 +156,10 @@ class _Restore:
             await self._fail(_first(group))
         except asyncio.CancelledError:
             await self._fail(RestoreError("interrupted"))
-        verified = "verified" if self._settings.verify else "not verified"
-        _finish(self._report, "Restored", self._source.least_size, time.monotonic() - started, verified)
+        how = "verified" if self._settings.verify else "not verified"
+        if self._settings.delta:
+            how += f", {format_size(self._unsent)} of it were there already"
+        _finish(self._report, "Restored", self._source.least_size, time.monotonic() - started, how)
 
     async def _ask(self) -> None:
         if self._settings.confirm is None:
@@ -172,14 +179,10 @@ class _Restore:
         body = known.apply(_fitting(cut(source.extents(), self._head), source, self._target))
         head = list(cut(source.extents(), 0, self._head))
         generation = self._target.generation
-        async with AsyncExitStack() as stack:
-            check = None
-            if self._settings.verify:
-                check = Verification(
-                    source, self._target, lambda n: self._progress.add(VERIFYING, n), self._report.note
-                )
-                await stack.enter_async_context(check)
-            different = await self._write(throttle(body, self._settings.max_rate, self._stopping.wait), check, sample)
+        async with Verification(source, self._target, self._verified, self._report.note) as asking:
+            delta = Delta(source.name, asking, self._same) if self._settings.delta else None
+            check = asking if self._settings.verify else None
+            different = await self._write(body, check, sample, delta)
             if check is not None and sample.items and not different:
                 different = await check.compare_again(sample.items)
             await self._settle(different, check)
@@ -238,22 +241,21 @@ class _Restore:
         return generation
 
     async def _write(
-        self, pieces: Iterable[Piece], check: Verification | None, sample: _Sample | None = None
+        self,
+        pieces: Iterable[Piece],
+        check: Verification | None,
+        sample: _Sample | None = None,
+        delta: Delta | None = None,
     ) -> list[Piece]:
         """Write pieces and flush; meanwhile compare those that are written. The pieces that differ."""
         if check is None:
-            await self._write_all(pieces, lambda piece, payload: None, lambda piece: None)
+            await self._write_all(self._items(pieces, sample, delta), lambda piece, payload: None, lambda piece: None)
             return []
         feed = Feed()
         hasher = Hasher(self._source.name, feed)
 
-        def sending(piece: Piece, payload: Payload | None) -> None:
-            hasher.sending(piece, payload)
-            if sample is not None:
-                sample.see(piece, payload)
-
         async def write() -> None:
-            await self._write_all(pieces, sending, hasher.written)
+            await self._write_all(self._items(pieces, sample, delta), hasher.sending, hasher.written)
             hasher.close()
 
         async with asyncio.TaskGroup() as group:
@@ -261,19 +263,31 @@ class _Restore:
             comparing = group.create_task(check.compare(feed))
         return comparing.result()
 
-    async def _write_all(
-        self,
-        pieces: Iterable[Piece],
-        sending: Callable[[Piece, Payload | None], None],
-        written: Callable[[Piece], None],
-    ) -> None:
-        pending: dict[int, Piece] = {}
+    def _items(self, pieces: Iterable[Piece], sample: _Sample | None, delta: Delta | None) -> Iterator[Item]:
+        """Pieces with their payloads, as fast as they may be sent."""
 
-        def operations() -> Iterator[Operation]:
+        def read() -> Iterator[Item]:
             for piece in pieces:
                 if self._stopping.is_set():
                     return
                 payload = payload_of(piece, self._source)
+                if sample is not None:
+                    sample.see(piece, payload)
+                yield piece, payload
+
+        items = read() if delta is None else delta.filter(read())
+        return throttle(items, self._settings.max_rate, self._stopping.wait)
+
+    async def _write_all(
+        self, items: Iterator[Item], sending: Callable[[Piece, Payload | None], None], written: Callable[[Piece], None]
+    ) -> None:
+        pending: dict[int, Piece] = {}
+
+        def operations() -> Iterator[Operation]:
+            for piece, payload in items:
+                if self._stopping.is_set():
+                    return
+                self._begun = True
                 sending(piece, payload)
                 asked = operation(piece, payload)
                 if asked is None:
@@ -291,6 +305,15 @@ class _Restore:
             self._target.flush()
 
         await self._in_thread(run)
+
+    def _verified(self, length: int) -> None:
+        self._progress.add(VERIFYING, length)
+
+    def _same(self, piece: Piece) -> None:
+        """A piece need not be sent, and was compared by that."""
+        self._unsent += piece.length
+        self._progress.add(RESTORING, piece.length)
+        self._progress.add(VERIFYING, piece.length)
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         """Run work on the target in a thread. When cancelled, have it end before anything else uses the target."""
@@ -315,6 +338,8 @@ class _Restore:
         state = await emptying
         if isinstance(error, Differences):
             raise Differences(f"{error}; {state}", error.ranges) from error
+        if self._begun and state == self._empty and not isinstance(error, SourceError):
+            state += " (the same command with --delta goes on from here)"
         raise RestoreError(f"{say(error)}; {state}") from error
 
     async def _leave_empty(self) -> str:
@@ -326,7 +351,7 @@ class _Restore:
                 return f"{self._target.name} could not be emptied ({say(error)}): do not use what is on it"
         elif not self._erased:
             return f"{self._target.name} may still hold what was on it"
-        return f"{self._target.name} is left empty"
+        return self._empty
 
     def _zero_head(self) -> None:
         self._target.run([Operation(Command.WRITE_ZEROES, 0, self._head)], lambda operation: None)
@@ -337,11 +362,11 @@ def _fitting(pieces: Iterable[Piece], source: Source, target: Target) -> Iterato
     """The same pieces, as long as they have room on the target: a source may not know how large it is.
 
     Raises:
-        RestoreError: one has not.
+        SourceError: one has not.
     """
     for piece in pieces:
         if piece.offset + piece.length > target.size:
-            raise RestoreError(
+            raise SourceError(
                 f"{target.name} is too small: it has {target.size} bytes ({format_size(target.size)}), "
                 f"{source.name} has more"
             )
@@ -393,8 +418,9 @@ class _Progress:
         self._done = dict.fromkeys(totals, 0)
 
     def add(self, phase: str, length: int) -> None:
-        """Count bytes; may be called from any thread."""
-        self._done[phase] += length
+        """Count bytes of a phase, if it is one that is shown; may be called from any thread."""
+        if phase in self._done:
+            self._done[phase] += length
 
     def complete(self, phase: str) -> None:
         """All of a phase is done."""

@@ -12,8 +12,8 @@ from typing import Final
 
 from nbd.backend import Extent
 from nbd.client import Operation
-from nbd.connection import FileRange
 from nbd.wire import Command
+from restore.source import Payload
 
 UNIT: Final = 1 << 20  # data are written and hashed by ranges cut at multiples of this
 HEAD: Final = 1 << 20  # zeroed first and written last, so that a disk never looks bootable until it is right
@@ -121,7 +121,7 @@ class KnownZeroes:
             index += 1
 
 
-def operation(piece: Piece, payload: FileRange | memoryview | None) -> Operation | None:
+def operation(piece: Piece, payload: Payload | None) -> Operation | None:
     """The request that puts a payload, or zeroes, where a piece goes; None where the target has them already."""
     match piece.kind:
         case Kind.DATA:
@@ -133,12 +133,12 @@ def operation(piece: Piece, payload: FileRange | memoryview | None) -> Operation
 
 
 def throttle(
-    pieces: Iterable[Piece], rate: int | None, pause: Callable[[float], object] = time.sleep
-) -> Iterator[Piece]:
+    items: Iterable[tuple[Piece, Payload | None]], rate: int | None, pause: Callable[[float], object] = time.sleep
+) -> Iterator[tuple[Piece, Payload | None]]:
     """The same pieces, data no faster than `rate` bytes per second; `pause` waits so many seconds, or less."""
     started, sent = time.monotonic(), 0
-    for piece in pieces:
-        if rate and piece.kind is Kind.DATA:
+    for piece, payload in items:
+        if rate and payload is not None:
             pause(max(0.0, started + sent / rate - time.monotonic()))
             sent += piece.length
-        yield piece
+        yield piece, payload

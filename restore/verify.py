@@ -20,6 +20,7 @@ RANGE: Final = 16 << 20  # bytes of data of which one digest is made; where one 
 BATCH: Final = 64  # most ranges asked for at once
 BATCH_BYTES: Final = 64 << 20  # the same in bytes of data; each batch takes the interpreter away from the copy
 WORKERS: Final = 2  # batches under way: while one is being compared, the target works on the next
+_MOST_AT_ONCE: Final = 1024  # ranges in one request
 _PATIENCE: Final = 0.1  # seconds that a batch is waited for to become a full one
 
 
@@ -183,6 +184,7 @@ class Verification:
         self._advance = advance
         self._note = note
         self._verifier: Verifier | None = None
+        self._finding = asyncio.Lock()
 
     async def compare(self, feed: Feed) -> list[Piece]:
         """Compare all that a feed brings; the pieces that differ, each at most `UNIT` long.
@@ -190,12 +192,11 @@ class Verification:
         Raises:
             RestoreError, NBDError, OSError: the target's or the source's digests cannot be had; in an exception group.
         """
-        if self._verifier is None:
-            self._verifier = await self._target.verifier(self._note)
+        verifier = await self._ready()
         different: list[Piece] = []
         async with asyncio.TaskGroup() as group:
             for _ in range(WORKERS):
-                group.create_task(self._work(self._verifier, feed, different))
+                group.create_task(self._work(verifier, feed, different))
         if not feed.exhausted:
             raise AssertionError("the comparison ended before the copy")
         return different
@@ -232,6 +233,18 @@ class Verification:
         feed.close()
         return await self.compare(feed)
 
+    async def differing(self, items: Sequence[Expected]) -> set[int]:
+        """Where those of the expected pieces are, by their offsets, that the target does not have.
+
+        Raises:
+            RestoreError, NBDError, OSError: the target's digests cannot be had.
+        """
+        verifier = await self._ready()
+        found: set[int] = set()
+        for start in range(0, len(items), _MOST_AT_ONCE):
+            found.update(piece.offset for piece in await self._compare(verifier, items[start : start + _MOST_AT_ONCE]))
+        return found
+
     async def __aenter__(self) -> Self:
         """Nothing to do yet."""
         return self
@@ -240,6 +253,12 @@ class Verification:
         """Hang up."""
         if self._verifier is not None:
             await self._verifier.close()
+
+    async def _ready(self) -> Verifier:
+        async with self._finding:
+            if self._verifier is None:
+                self._verifier = await self._target.verifier(self._note)
+            return self._verifier
 
     async def _work(self, verifier: Verifier, feed: Feed, different: list[Piece]) -> None:
         while batch := await feed.take():

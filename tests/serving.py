@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -230,6 +230,16 @@ def serving(
         assert process.stdout is not None
         wait_until(lambda: not any(map(alive, started)), "the end of every process")
         process.stdout.close()
+
+
+def kill_all(server: Serving) -> None:
+    """As when the machine is switched off."""
+    pids = [server.process.pid, *server.descendants()]
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    server.process.wait()
+    wait_until(lambda: not any(map(alive, pids)), "the end of the server")
 
 
 def alive(pid: int) -> bool:

@@ -222,6 +222,7 @@ class Disk:
             return file.read()
 
 
+GO_ON: Final = " (the same command with --delta goes on from here)"  # said when something was written already
 READ_BACK: Final = "so every block is read back over a new connection"
 
 

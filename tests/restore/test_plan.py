@@ -160,8 +160,9 @@ def test_operation() -> None:
 def test_throttle() -> None:
     pieces = [Piece(number * MIB, MIB, Kind.DATA if number % 2 else Kind.ZERO) for number in range(9)]
     started = time.monotonic()
-    assert list(throttle(pieces, 10 * MIB)) == pieces
+    items = [(piece, memoryview(b"") if piece.kind is Kind.DATA else None) for piece in pieces]
+    assert list(throttle(items, 10 * MIB)) == items
     assert 0.28 < time.monotonic() - started < 1  # four pieces of data, the first of them at once
     started = time.monotonic()
-    assert list(throttle(pieces, None)) == pieces
+    assert list(throttle(items, None)) == items
     assert time.monotonic() - started < 0.1

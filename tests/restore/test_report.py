@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restore.report import JSONReport, TerminalReport, TextReport, make_report, range_lines
+from restore.report import make_report, range_lines
+from restore.report.events import JSONReport
+from restore.report.terminal import TerminalReport
+from restore.report.text import TextReport
 from tests.support import examples
 
 BAR = "....10....20....30....40....50....60....70....80....90....100"

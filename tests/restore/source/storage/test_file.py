@@ -41,11 +41,11 @@ def test_parts_read_as_one(parts: list[str]) -> None:
 
 
 def test_a_part_that_is_not_there(parts: list[str]) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     Path(parts[2]).unlink()
     with pytest.raises(Refused, match="ac: No such file or directory"):
         SplitFile(parts)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_file_that_is_cut_meanwhile(tmp_path: Path) -> None:
