@@ -15,6 +15,7 @@ readonly PACKAGES_TEST=(
   dosfstools mtools e2fsprogs xfsprogs btrfs-progs ntfs-3g exfatprogs
   squashfs-tools genisoimage cryptsetup-bin lvm2 dmsetup mdadm
   iproute2 procps openssl openssh-client gddrescue
+  rsync acl attr
 )
 
 # shellcheck disable=SC2034  # read by scripts/demo

@@ -1,0 +1,109 @@
+"""Programs of others that are run to an end: found, or the package that has them named; failures in one line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from restore.errors import Refused, RestoreError
+from targetmode.disks.text import printable
+
+_PATH: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # where file systems' tools are, also when not root's path
+
+PACKAGES: Final = {
+    "btrfs": "btrfs-progs",
+    "btrfstune": "btrfs-progs",
+    "e2fsck": "e2fsprogs",
+    "mcopy": "mtools",
+    "mdir": "mtools",
+    "mkfs.btrfs": "btrfs-progs",
+    "mlabel": "mtools",
+    "mount": "mount",
+    "mount.ntfs-3g": "ntfs-3g",
+    "nbd-client": "nbd-client",
+    "nbdfuse": "libnbd-bin",
+    "ntfsfix": "ntfs-3g",
+    "ntfsresize": "ntfs-3g",
+    "qemu-img": "qemu-utils",
+    "qemu-nbd": "qemu-utils",
+    "resize2fs": "e2fsprogs",
+    "rsync": "rsync",
+    "swaplabel": "util-linux",
+    "tune2fs": "e2fsprogs",
+    "umount": "mount",
+    "unshare": "util-linux",
+    "xfs_admin": "xfsprogs",
+    "xfs_db": "xfsprogs",
+    "xfs_growfs": "xfsprogs",
+    "xfs_repair": "xfsprogs",
+}
+"""The Debian package of each program."""
+
+
+class ToolFailed(RestoreError):
+    """A program ended badly.
+
+    Attributes:
+        code: its exit status; negative: the signal that ended it.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a program ended: its exit status, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def find(program: str) -> str:
+    """The path of a program.
+
+    Raises:
+        Refused: it is not installed; the line names its package.
+    """
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *_PATH))
+    found = shutil.which(program, path=path)
+    if found is None:
+        raise Refused(f"{program} is needed and not installed; apt install {PACKAGES[program]}")
+    return found
+
+
+def environment() -> dict[str, str]:
+    """Ours, with messages in English and no translations of numbers."""
+    return {**os.environ, "LC_ALL": "C.UTF-8"}
+
+
+def run(command: Sequence[str | Path], *, good: Collection[int] = (0,), text: str | None = None) -> Ended:
+    """Run a program to its end.
+
+    Args:
+        command: its name, one of `PACKAGES`, and its arguments.
+        good: the exit statuses that are no failure.
+        text: what it reads on standard input; nothing by default.
+
+    Raises:
+        Refused: it is not installed.
+        ToolFailed: it ended with another status.
+    """
+    words = [find(str(command[0])), *map(str, command[1:])]
+    done = subprocess.run(words, input=text or "", capture_output=True, text=True, errors="replace", env=environment())
+    if done.returncode not in good:
+        raise ToolFailed(f"{command[0]}: {complaint(done.stderr, done.stdout, done.returncode)}", done.returncode)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def complaint(err: str, out: str, code: int) -> str:
+    """The line that most likely says what went wrong."""
+    lines = [line.strip() for line in (err.strip() or out.strip()).splitlines() if line.strip()]
+    return printable(lines[-1]) if lines else f"ended with status {code}"

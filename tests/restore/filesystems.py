@@ -1,0 +1,70 @@
+"""File systems in image files, filled by mounting them where nobody else sees it; all with real tools."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from tests.serving import Result, run
+from tests.support import wait_until
+
+MIB: Final = 1 << 20
+MAKE: Final[dict[str, tuple[str, ...]]] = {
+    "ext2": ("mkfs.ext2", "-q", "-F"),
+    "ext3": ("mkfs.ext3", "-q", "-F"),
+    "ext4": ("mkfs.ext4", "-q", "-F"),
+    "xfs": ("mkfs.xfs", "-q", "-f"),
+    "btrfs": ("mkfs.btrfs", "-q", "-f"),
+    "ntfs": ("mkntfs", "-q", "-f", "-F"),
+    "vfat": ("mkfs.vfat",),
+}
+CHECK: Final[dict[str, tuple[str, ...]]] = {
+    "ext2": ("e2fsck", "-fn"),
+    "ext3": ("e2fsck", "-fn"),
+    "ext4": ("e2fsck", "-fn"),
+    "xfs": ("xfs_repair", "-n", "-f"),
+    "btrfs": ("btrfs", "check", "--readonly"),
+    "ntfs": ("ntfsfix", "--no-action"),
+    "vfat": ("fsck.vfat", "-n"),
+}
+SMALLEST: Final = {"xfs": 320 * MIB, "btrfs": 120 * MIB}
+
+
+def make_filesystem(path: Path, kind: str, size: int | None = None, *options: str) -> Path:
+    """A file system in a sparse file of its own."""
+    with path.open("wb") as file:
+        file.truncate(size or SMALLEST.get(kind, 64 * MIB))
+    run(*MAKE[kind], *options, path)
+    return path
+
+
+def inside(image: str | Path, script: str, *, kind: str = "", options: str = "", check: bool = True) -> Result:
+    """Run a shell script at the root of a mounted image or device, which only that script sees mounted."""
+    mount = f"mount {f'-t {kind}' if kind else ''} {f'-o {options}' if options else ''} {image} /mnt"
+    command = f"set -e; {mount}; (cd /mnt; set -e; {script}); umount /mnt"
+    return run("unshare", "--mount", "--propagation=private", "sh", "-c", command, check=check)
+
+
+def in_filesystem(path: Path, kind: str, script: str) -> str:
+    """What a script prints that runs at the root of an image's file system."""
+    options = "loop,nouuid" if kind == "xfs" else "loop"
+    return inside(path, script, kind="ntfs-3g" if kind == "ntfs" else kind, options=options).out
+
+
+def checked(path: str | Path, kind: str) -> None:
+    """Fail unless the file system's own checker finds nothing."""
+    run(*CHECK[kind], path)
+
+
+def nothing_left_of(directory: Path) -> None:
+    """Fail unless what a private process started and attached for images in a directory is gone."""
+
+    def left() -> list[str]:
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        loops = run("losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE").out.splitlines()
+        processes = subprocess.run(["ps", "-eo", "stat,args"], capture_output=True, text=True, check=True).stdout
+        running = [line for line in processes.splitlines() if "/asr-" in line and not line.startswith("Z")]
+        return [line for line in (*mounts, *loops) if str(directory) in line or "/asr-" in line] + running
+
+    wait_until(lambda: not left(), "the end of all that was started", 20)
