@@ -52,11 +52,10 @@ def _mode(path: Path) -> int:
     """The permissions of what is replaced, else those that a new file gets."""
     with suppress(OSError):
         return path.stat().st_mode & 0o777
-    mask = _umask()
-    return 0o666 & ~mask
+    return 0o666 & ~umask()
 
 
-def _umask() -> int:
+def umask() -> int:
     """This process's umask, without changing it even for a moment (proc(5), since Linux 4.7)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("Umask:"):

@@ -123,17 +123,8 @@ def scan(
         SourceError, OSError: the source failed.
     """
     bmap = Bmap(1)
-    position = 0
-
-    def runs() -> Iterator[tuple[int, int, bool]]:
-        nonlocal position
-        for length, mapped, zero in _kinds(source, used):
-            if mapped:
-                yield position, position + length, zero
-            position += length
-
     with Hashing(source.name, threads) as hashing:
-        for start, end, zero in ranges(runs()):
+        for start, end, zero in ranges(mapped_runs(source, used)):
             length = min(end, source.least_size) - start
             data = None if zero else source.payload(start, length)
             for job in hashing.add(start, length, data):
@@ -141,7 +132,9 @@ def scan(
                 advance(start, source.expected_size)
         for job in hashing.rest():
             _append(bmap, job)
-    bmap.image_size = source.size if source.size is not None else position
+    if source.size is None:
+        raise AssertionError("a source's size is known when it has been read")
+    bmap.image_size = source.size
     return bmap
 
 
@@ -222,6 +215,15 @@ def zero_digests(length: int) -> Digests:
     """SHA-256 and BLAKE3 of so many zeroes, at most 1 MiB."""
     zeroes = bytes(length)
     return hashlib.sha256(zeroes).digest(), blake3(zeroes).digest()
+
+
+def mapped_runs(source: Source, used: Iterable[Extent] | None) -> Iterator[tuple[int, int, bool]]:
+    """The runs of an image that are mapped, in order, as (start, end, is it zeroes); `used` is as for `imagescan`."""
+    position = 0
+    for length, mapped, zero in _kinds(source, used):
+        if mapped:
+            yield position, position + length, zero
+        position += length
 
 
 def _kinds(source: Source, used: Iterable[Extent] | None) -> Iterator[tuple[int, bool, bool]]:

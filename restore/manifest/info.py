@@ -1,0 +1,274 @@
+"""`asr info`: what there is to tell of an image without reading it all; as text, as a property list, as JSON."""
+
+from __future__ import annotations
+
+import errno
+import json
+import plistlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from nbd.errors import NBDError
+from restore.errors import Refused, RestoreError
+from restore.manifest import ManifestError, damage, signature
+from restore.manifest.beside import bmap_path, check_size, load
+from restore.manifest.bmap import Bmap
+from restore.source import Source, SourceError
+from restore.source.payload import as_memory
+from targetmode.disks.contents import Contents, describe_contents
+from targetmode.disks.layout import Reader
+from targetmode.disks.signatures import Signature
+from targetmode.disks.text import format_size, printable
+
+_PIECE: Final = 1 << 20
+_NEAR: Final = 64 << 20  # bytes from its start on that are looked at of an image which has to be decoded from there
+_SECTOR: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class FileSystemInfo:
+    """What a disk or partition holds.
+
+    Attributes:
+        kind: such as `ext4`, `vfat`, `LUKS`.
+        label: empty if it has none.
+        uuid: empty if it has none.
+    """
+
+    kind: str
+    label: str
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionInfo:
+    """A partition.
+
+    Attributes:
+        number: from 1.
+        start: bytes.
+        size: bytes.
+        type: GPT type GUID, or MBR type such as `0x83`.
+        name: empty if it has none.
+        file_system: None when it is not known.
+    """
+
+    number: int
+    start: int
+    size: int
+    type: str
+    name: str
+    file_system: FileSystemInfo | None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What there is to tell of an image.
+
+    Attributes:
+        name: of the image, as it was given.
+        format: such as `raw`.
+        size: bytes of the image; None where only decoding it all would tell.
+        stored: bytes of its file; None if it is none.
+        mapped: bytes of it that are mapped, by its scan or else its holes; None where that is not known.
+        scheme: of its partition table, `gpt` or `mbr`; empty if there is none.
+        partitions: by number.
+        file_system: of the whole, where there is one.
+        scan: `matches`, `none`, or `refused`.
+        scan_problem: why the scan is refused, and what to do; else empty.
+        scan_ranges: how many it has; None without one.
+        signature: `none`, `unchecked`, `valid`, or `refused`.
+        signer: who signed it, where it is valid; why it is refused, where it is.
+        unreadable: bytes that could not be read when it was captured; None where its map cannot be understood.
+    """
+
+    name: str
+    format: str
+    size: int | None
+    stored: int | None
+    mapped: int | None
+    scheme: str
+    partitions: tuple[PartitionInfo, ...]
+    file_system: FileSystemInfo | None
+    scan: str
+    scan_problem: str
+    scan_ranges: int | None
+    signature: str
+    signer: str
+    unreadable: int | None
+
+    def as_text(self) -> str:
+        """For people, a fact a line."""
+        return "\n".join(f"{title + ':':<13} {value}" for title, value in self._lines())
+
+    def as_dictionary(self) -> dict[str, Any]:
+        """For programs; what is not known is left out."""
+        return {key: _without_none(value) for key, value in asdict(self).items() if value is not None}
+
+    def as_json(self) -> str:
+        """One object."""
+        return json.dumps(self.as_dictionary(), indent=2)
+
+    def as_plist(self) -> str:
+        """An XML property list."""
+        return plistlib.dumps(self.as_dictionary(), sort_keys=False).decode()
+
+    def _lines(self) -> list[tuple[str, str]]:
+        lines = [("Image", printable(self.name)), ("Format", self.format)]
+        size = (
+            "known when it has been decoded" if self.size is None else f"{format_size(self.size)} ({self.size} bytes)"
+        )
+        lines.append(("Size", size))
+        if self.stored is not None and self.stored != self.size:
+            lines.append(("File", f"{format_size(self.stored)} ({self.stored} bytes)"))
+        if self.mapped is not None:
+            lines.append(("Mapped", f"{format_size(self.mapped)} ({self.mapped} bytes)"))
+        if self.file_system is not None:
+            lines.append(("File system", _said(self.file_system)))
+        if self.scheme:
+            lines.append(("Partitions", f"{len(self.partitions)}, {self.scheme}"))
+        for found in self.partitions:
+            name = f', "{found.name}"' if found.name else ""
+            held = "unknown" if found.file_system is None else _said(found.file_system)
+            lines.append((f"  {found.number}", f"{held}, {format_size(found.size)} at byte {found.start}{name}"))
+        scan = {"matches": f"matches, {self.scan_ranges} ranges", "none": "none"}.get(self.scan, self.scan_problem)
+        lines.append(("Scan", scan))
+        signed = {"none": "none", "unchecked": "there is one, not checked", "valid": f"valid, by {self.signer}"}
+        lines.append(("Signature", signed.get(self.signature, self.signer)))
+        if self.unreadable != 0:
+            lost = "unknown" if self.unreadable is None else format_size(self.unreadable)
+            lines.append(("Unreadable", f"{lost} when it was captured; see {damage.map_path(self.name)}"))
+        return lines
+
+
+def describe(source: Source, path: str | Path, image_format: str, allowed_signers: str | None = None) -> ImageInfo:
+    """Look at an image and what lies beside it.
+
+    Args:
+        source: the image, open.
+        path: of its file or device, or whatever else it was called; what is beside it is looked for there.
+        image_format: what it was found to be.
+        allowed_signers: of its scan's signature, which is only checked with these.
+
+    Raises:
+        OSError: what is beside it cannot be read.
+    """
+    bmap, problem = _scan(source, path)
+    signed, signer = _signature(path, allowed_signers)
+    size = source.size if source.size is not None else bmap.image_size if bmap is not None else None
+    contents = _contents(source, size)
+    return ImageInfo(
+        name=str(path),
+        format=image_format,
+        size=size,
+        stored=_stored(path),
+        mapped=bmap.mapped if bmap is not None else _mapped(source),
+        scheme=contents.table.scheme if contents is not None and contents.table is not None else "",
+        partitions=_partitions(contents),
+        file_system=_file_system(contents.signature) if contents is not None else None,
+        scan="refused" if problem else "none" if bmap is None else "matches",
+        scan_problem=problem,
+        scan_ranges=None if bmap is None else len(bmap),
+        signature=signed,
+        signer=signer,
+        unreadable=_unreadable(path, size),
+    )
+
+
+def _scan(source: Source, path: str | Path) -> tuple[Bmap | None, str]:
+    try:
+        bmap = load(path)
+        if bmap is not None and source.size is not None:
+            check_size(bmap, path, source.size)
+        return bmap, ""
+    except ManifestError as error:
+        return None, str(error)
+
+
+def _signature(path: str | Path, allowed_signers: str | None) -> tuple[str, str]:
+    where = bmap_path(path)
+    if not signature.signature_path(where).exists() or not where.exists():
+        return "none", ""
+    if allowed_signers is None:
+        return "unchecked", ""
+    try:
+        return "valid", signature.verify(where, allowed_signers)
+    except RestoreError as error:
+        return "refused", str(error)
+
+
+def _stored(path: str | Path) -> int | None:
+    where = Path(path)
+    return where.stat().st_size if where.is_file() else None
+
+
+def _mapped(source: Source) -> int | None:
+    if source.sequential:
+        return None
+    return sum(extent.length for extent in source.extents() if not extent.hole)
+
+
+def _unreadable(path: str | Path, size: int | None) -> int | None:
+    try:
+        bad = damage.read_map(damage.map_path(path), size or 0)
+    except Refused:
+        return None
+    return sum(length for _, length in bad or [])
+
+
+def _contents(source: Source, size: int | None) -> Contents | None:
+    size = size if size is not None else max(source.expected_size, source.least_size)
+    try:
+        return describe_contents(_reader(source), size, _SECTOR)
+    except OSError:
+        return None
+
+
+def _reader(source: Source) -> Reader:
+    def read(offset: int, length: int) -> bytes:
+        if source.sequential and offset + length > _NEAR:
+            return bytes(length)  # too far to be decoded for this: what is there is unknown
+        parts = []
+        try:
+            while length:
+                count = min(length, _PIECE)
+                parts.append(bytes(as_memory(source.payload(offset, count), count, source.name)))
+                offset, length = offset + count, length - count
+        except (SourceError, NBDError) as error:
+            raise OSError(errno.EIO, str(error)) from None
+        return b"".join(parts)
+
+    return read
+
+
+def _partitions(contents: Contents | None) -> tuple[PartitionInfo, ...]:
+    if contents is None:
+        return ()
+    return tuple(
+        PartitionInfo(
+            number=found.partition.number,
+            start=found.partition.start,
+            size=found.partition.length,
+            type=found.partition.type,
+            name=found.partition.name,
+            file_system=_file_system(found.signature),
+        )
+        for found in contents.partitions
+    )
+
+
+def _file_system(found: Signature | None) -> FileSystemInfo | None:
+    return None if found is None else FileSystemInfo(found.kind, found.label, found.uuid)
+
+
+def _said(found: FileSystemInfo) -> str:
+    return f'{found.kind} "{found.label}"' if found.label else found.kind
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value]
+    return value
