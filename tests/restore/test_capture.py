@@ -28,7 +28,7 @@ from restore.errors import Refused, RestoreError
 from restore.manifest.beside import bmap_path, load
 from restore.manifest.damage import check_damage, map_path, read_map
 from restore.manifest.signature import verify
-from restore.report import TextReport
+from restore.report.text import TextReport
 from restore.source import Source
 from restore.source.chunked import ChunkedSource
 from restore.source.detect import open_source

@@ -13,7 +13,7 @@ from nbd.backend import Extent
 from restore.manifest.beside import load
 from restore.manifest.bmap import Bmap
 from restore.manifest.scan import ScanSettings, imagescan
-from restore.report import TextReport
+from restore.report.text import TextReport
 from restore.source.detect import open_source
 
 MIB = 1 << 20

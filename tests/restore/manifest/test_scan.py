@@ -22,7 +22,7 @@ from nbd.backend import Extent
 from restore.errors import RestoreError
 from restore.manifest.bmap import BLOCK, UNIT, Bmap
 from restore.manifest.scan import ScanSettings, imagescan, ranges, scan
-from restore.report import TextReport
+from restore.report.text import TextReport
 from restore.source.detect import open_source
 from restore.source.raw import RawStream
 from restore.source.storage.file import LocalFile
