@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Final
@@ -68,3 +69,28 @@ def nothing_left_of(directory: Path) -> None:
         return [line for line in (*mounts, *loops) if str(directory) in line or "/asr-" in line] + running
 
     wait_until(lambda: not left(), "the end of all that was started", 20)
+
+
+def partitioned(path: Path, *images: Path, room: int = 0) -> Path:
+    """A disk image with a GPT, a partition for each image, and so many bytes of room behind them."""
+    with path.open("wb") as file:
+        file.truncate(sum(image.stat().st_size for image in images) + 4 * MIB + room)
+    run("sgdisk", *(f"-n{n}:0:+{image.stat().st_size >> 20}M" for n, image in enumerate(images, 1)), path)
+    offset = 1
+    for image in images:
+        run("dd", f"if={image}", f"of={path}", "bs=1M", f"seek={offset}", "conv=notrunc,sparse", "status=none")
+        offset += image.stat().st_size >> 20
+    return path
+
+
+def extracted(disk: Path, number: int) -> Path:
+    """A partition of a disk image, as an image of its own."""
+    rows = json.loads(run("sfdisk", "--json", disk).out)["partitiontable"]["partitions"]
+    start, size = rows[number - 1]["start"], rows[number - 1]["size"]
+    path = disk.with_suffix(f".{number}")
+    path.unlink(missing_ok=True)
+    options = ("bs=64K", "iflag=skip_bytes,count_bytes", "conv=sparse", "status=none")
+    run("dd", f"if={disk}", f"of={path}", f"skip={start * 512}", f"count={size * 512}", *options)
+    with path.open("r+b") as file:
+        file.truncate(size * 512)
+    return path

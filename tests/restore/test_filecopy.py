@@ -26,6 +26,7 @@ from tests.restore.filesystems import (
     in_filesystem,
     make_filesystem,
     nothing_left_of,
+    partitioned,
 )
 from tests.restore.reports import Remembered
 from tests.serving import ROOT, run, serving
@@ -173,18 +174,6 @@ def test_a_target_that_loses_what_was_written(tmp_path: Path) -> None:
         server.wait()
     assert str(caught.value) == "verification found 1 differences: file: content differs"
     assert caught.value.lines == ["file: content differs"]
-
-
-def partitioned(path: Path, *images: Path) -> Path:
-    """A disk image with a GPT and a partition for each image."""
-    with path.open("wb") as file:
-        file.truncate(sum(image.stat().st_size for image in images) + 4 * MIB)
-    run("sgdisk", *(f"-n{n}:0:+{image.stat().st_size >> 20}M" for n, image in enumerate(images, 1)), path)
-    offset = 1
-    for image in images:
-        run("dd", f"if={image}", f"of={path}", "bs=1M", f"seek={offset}", "conv=notrunc,sparse", "status=none")
-        offset += image.stat().st_size >> 20
-    return path
 
 
 def test_partitions_of_disk_images(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from restore.finish import Medium, fd_medium
+from tests.restore.filesystems import nothing_left_of
 
 
 @pytest.fixture
@@ -26,3 +27,12 @@ def open_medium() -> Iterator[Callable[..., Medium]]:
             return fd_medium(fd, path.stat().st_size, sector_size)
 
         yield open_medium
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Iterator[None]:
+    """What needs root; nothing of it is left when the test ends."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root for mounts")
+    yield
+    nothing_left_of(tmp_path)

@@ -1,0 +1,51 @@
+"""What is asked for after a restore, done on the target in private: --grow, --new-ids, --hostname."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from restore.attach import opened
+from restore.finish.grow import grow as grow_target
+from restore.finish.hostname import check_hostname, set_hostname
+from restore.finish.identity import renew
+from restore.private import in_private
+from restore.report import Report
+
+
+async def finish(
+    where: str, report: Report, *, grow: bool = False, new_ids: bool = False, hostname: str | None = None
+) -> None:
+    """Do what was asked for; every change is a note.
+
+    Args:
+        where: the target: a path of a disk, partition or image, or an NBD URI; nothing of ours may have it open.
+        report: is told.
+        grow: `--grow`.
+        new_ids: `--new-ids`.
+        hostname: `--hostname`.
+
+    Raises:
+        Refused: a host name that is none, a missing program, a target in use.
+        RestoreError: something could not be done; what was done before is noted.
+    """
+    if hostname is not None:
+        check_hostname(hostname)
+    if grow or new_ids or hostname is not None:
+        arguments = {"where": where, "grow": grow, "new_ids": new_ids, "hostname": hostname}
+        await in_private("restore.finish.steps:finish_in_private", arguments, report)
+
+
+def finish_in_private(
+    report: Report, directory: Path, *, where: str, grow: bool, new_ids: bool, hostname: str | None
+) -> None:
+    """What `finish` does, in the private process."""
+    with opened(where, read_only=False) as under:
+        if new_ids:
+            for line in renew(under, directory):
+                report.note(line)
+        if grow:
+            for line in grow_target(under, directory):
+                report.note(line)
+        if hostname is not None:
+            for line in set_hostname(under, directory, hostname):
+                report.note(line)
