@@ -95,7 +95,7 @@ def opened(where: str, *, read_only: bool, form: str = "raw") -> Iterator[Opened
     Args:
         where: a path, or an NBD URI; a connection of ours that writes that export has to be closed before.
         read_only: it is not written.
-        form: `raw`, or another that `qemu-nbd --format` takes, then only to be read.
+        form: `raw`, or another that `qemu-nbd --format` takes.
 
     Raises:
         Refused: it is not there, in use, or a program is missing; one line.
@@ -103,8 +103,7 @@ def opened(where: str, *, read_only: bool, form: str = "raw") -> Iterator[Opened
     """
     with ExitStack() as stack:
         if form != "raw":
-            assert read_only
-            fd = stack.enter_context(_qemu(where, form))
+            fd = stack.enter_context(_qemu(where, form, read_only=read_only))
         elif where.startswith(("nbd:", "nbds:", "nbd+", "nbds+")):
             fd = stack.enter_context(_export(where, read_only=read_only))
         else:
@@ -279,18 +278,19 @@ def _fsync(fd: int, name: str) -> None:
 
 
 @contextmanager
-def _qemu(path: str, form: str) -> Iterator[int]:
+def _qemu(path: str, form: str, *, read_only: bool) -> Iterator[int]:
     """An image that qemu knows, decoded."""
     program = tools.find("qemu-nbd")
     try:
-        claimed = claim(path, read_only=True)
+        claimed = claim(path, read_only=read_only)
     except PreflightError as error:
         raise Refused(str(error)) from None
     with claimed, tempfile.TemporaryDirectory(prefix="qemu-") as directory:
         socket = Path(directory) / "socket"
-        options = ["--read-only", "--persistent", "--shared=4", f"--format={form}", f"--socket={socket}"]
+        options = ["--persistent", "--shared=4", f"--format={form}", f"--socket={socket}"]
+        options += ["--read-only"] if read_only else []
         serving = _serving([program, *options, path], path, socket.exists)
-        with serving, _nbdfuse(str(NBDURI(socket=str(socket))), read_only=True) as fd:
+        with serving, _nbdfuse(str(NBDURI(socket=str(socket))), read_only=read_only) as fd:
             yield fd
 
 

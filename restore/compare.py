@@ -218,6 +218,7 @@ class Comparison:
         buffer = memoryview(bytearray(_PIECE))
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # what was written is to be read from the media
             while count := os.readv(fd, [buffer]):
                 digest.update(buffer[:count])
         finally:

@@ -17,7 +17,7 @@ from typing import Final
 from restore import tools
 from restore.compare import LOST_AND_FOUND, Comparison, Item, is_kept, under, walk
 from restore.errors import Refused, RestoreError
-from restore.mounting import Mounted, Place, mounted
+from restore.mounting import Mounted, Place, mounted, reached
 from restore.private import in_private
 from restore.profile import Profile, profile
 from restore.report import RESTORING, VERIFYING, Report
@@ -130,11 +130,12 @@ def copy_in_private(
     here, there = Place(**source), Place(**target)  # type: ignore[arg-type]  # as JSON had them
     with ExitStack() as stack:
         report.begin("Validating source")
-        origin = stack.enter_context(mounted(here, directory / "source", read_only=True))
+        under = stack.enter_context(reached(here, read_only=True))
+        origin = stack.enter_context(mounted(here, under, directory / "source", read_only=True))
         report.done()
-        with ExitStack() as writing:
-            report.begin("Validating target")
-            goal = writing.enter_context(mounted(there, directory / "target", read_only=False))
+        report.begin("Validating target")
+        under = stack.enter_context(reached(there, read_only=False))
+        with mounted(there, under, directory / "target", read_only=False) as goal:
             keeps = profile(goal.kind)
             report.done()
             report.begin("Validating sizes")
@@ -146,8 +147,10 @@ def copy_in_private(
             _rsync(origin, goal, keeps, size, report)
         differences = []
         if verify:
-            again = stack.enter_context(mounted(there, directory / "written", read_only=True))
-            differences = _verify(origin, again, keeps, size, report)
+            if under is not None:
+                os.posix_fadvise(under.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            with mounted(there, under, directory / "written", read_only=True) as goal:
+                differences = _verify(origin, goal, keeps, size, report)
     return {"items": items, "size": size, "differences": differences}
 
 
@@ -248,7 +251,7 @@ def _rsync(origin: Mounted, goal: Mounted, keeps: Profile, size: int, report: Re
 
 
 def _verify(origin: Mounted, goal: Mounted, keeps: Profile, size: int, report: Report) -> list[str]:
-    """Compare what is on the target now, read from its media, with the source."""
+    """Compare what is on the target now, mounted anew, with the source."""
     done, lock = 0, threading.Lock()
 
     def progress(count: int) -> None:
@@ -257,8 +260,6 @@ def _verify(origin: Mounted, goal: Mounted, keeps: Profile, size: int, report: R
             done += count
             report.progress(VERIFYING, min(done, size), size)
 
-    if goal.under is not None:
-        os.posix_fadvise(goal.under.fd, 0, 0, os.POSIX_FADV_DONTNEED)
     found = Comparison(os.fsencode(origin.root), os.fsencode(goal.root), keeps, _skipped(origin), progress).run()
     if not found:
         report.progress(VERIFYING, size, size)

@@ -127,37 +127,53 @@ class Mounted:
         root: where.
         kind: which, as blkid names it.
         name: for people.
-        uuid: of the file system.
         note: a line to say about it; empty for none.
-        under: what it is on; None for one that was mounted already.
     """
 
     root: Path
     kind: str
     name: str
-    uuid: str
     note: str
-    under: Opened | None
 
 
 @contextmanager
-def mounted(place: Place, root: Path, *, read_only: bool) -> Iterator[Mounted]:
-    """Mount a file system on `root`, a directory that is made for it.
+def reached(place: Place, *, read_only: bool) -> Iterator[Opened | None]:
+    """What the file system is on, kept from others as long as the context lasts; None for a mount point.
 
     Raises:
-        Refused: it is not there, or cannot be mounted.
+        Refused: it is not there, or in use.
+        RestoreError: what was written could not be brought to it.
+    """
+    if not place.where.startswith("nbd") and Path(place.where).is_dir():
+        yield None
+        return
+    with opened(place.where, read_only=read_only, form=place.form) as under:
+        yield under
+
+
+@contextmanager
+def mounted(place: Place, under: Opened | None, root: Path, *, read_only: bool) -> Iterator[Mounted]:
+    """Mount a file system on `root`, a directory that is made for it.
+
+    Args:
+        place: where it is.
+        under: as `reached` gave it.
+        root: where to mount it.
+        read_only: nothing is written to it.
+
+    Raises:
+        Refused: there is none, or it cannot be mounted.
         RestoreError: what was written could not be brought to it.
     """
     root.mkdir()
     with ExitStack() as stack:
-        if not place.where.startswith("nbd") and Path(place.where).is_dir():
+        if under is None:
             yield stack.enter_context(_bound(place, root, read_only=read_only))
             return
-        under = stack.enter_context(opened(place.where, read_only=read_only, form=place.form))
         found = find_filesystem(under, place)
         device = stack.enter_context(loop(under, found.offset, found.length))
         note = stack.enter_context(mount_device(device, found, root, read_only=read_only))
-        yield Mounted(root, found.kind, found.name, found.signature.uuid, note, under)
+        yield Mounted(root, found.kind, found.name, note)
 
 
 @contextmanager
@@ -232,13 +248,9 @@ def _bound(place: Place, root: Path, *, read_only: bool) -> Iterator[Mounted]:
             tools.run(["mount", "-o", "remount,bind,ro", root])
         elif os.statvfs(root).f_flag & os.ST_RDONLY:
             raise Refused(f"{place.where} is mounted read-only; remount it first: mount -o remount,rw {place.where}")
-        yield Mounted(root, kind, place.where, "", "", None)
+        yield Mounted(root, kind, place.where, "")
         if not read_only:
-            fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                tools.run(["sync", "-f", root])
-            finally:
-                os.close(fd)
+            tools.run(["sync", "-f", root])
     finally:
         unmount(root)
 

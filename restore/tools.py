@@ -34,6 +34,7 @@ PACKAGES: Final = {
     "resize2fs": "e2fsprogs",
     "rsync": "rsync",
     "swaplabel": "util-linux",
+    "sync": "coreutils",
     "tune2fs": "e2fsprogs",
     "umount": "mount",
     "unshare": "util-linux",

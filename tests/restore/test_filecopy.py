@@ -30,7 +30,7 @@ from tests.restore.filesystems import (
 )
 from tests.restore.reports import Remembered
 from tests.serving import ROOT, run, serving
-from tests.support import wait_until
+from tests.support import loop_device, wait_until
 
 FILL = """
 mkdir -p etc/dir empty usr
@@ -210,6 +210,24 @@ def test_exported_partition(tmp_path: Path) -> None:
     assert copied.items > 10
     run("dd", f"if={disk}", f"of={goal}", "bs=1M", "skip=9", "count=64", "status=none")
     checked(goal, "ext4")
+    assert in_filesystem(goal, "ext4", "cat etc/file") == "source\n"
+
+
+@pytest.mark.parametrize("sector", [512, 4096])
+def test_block_devices(tmp_path: Path, sector: int) -> None:
+    source = make_filesystem(tmp_path / "source.img", "ext4")
+    in_filesystem(source, "ext4", FILL)
+    goal = make_filesystem(tmp_path / "goal.img", "ext4", 64 * MIB, "-b", "4096")
+    with loop_device(source) as here, loop_device(goal, sector=sector) as there:
+        copied, _ = copy(here, there)
+        with pytest.raises(Refused, match="is opened exclusively by another program"):
+            fd = os.open(there, os.O_RDONLY | os.O_EXCL)
+            try:
+                copy(here, there)
+            finally:
+                os.close(fd)
+    checked(goal, "ext4")
+    assert copied.items > 10
     assert in_filesystem(goal, "ext4", "cat etc/file") == "source\n"
 
 

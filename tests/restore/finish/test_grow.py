@@ -14,6 +14,7 @@ from restore.finish.steps import finish
 from tests.restore.filesystems import MIB, SMALLEST, checked, extracted, in_filesystem, make_filesystem, partitioned
 from tests.restore.reports import Remembered
 from tests.serving import run, serving
+from tests.support import loop_device
 
 
 def grown(where: Path | str) -> list[str]:
@@ -94,3 +95,21 @@ def test_volume_over_nbd(tmp_path: Path, private: None) -> None:
         assert grown(server.uri()) == ["File system (ext4): file system fills 48.0 MiB"]
     checked(image, "ext4")
     assert room(image, "ext4") > 40
+
+
+def test_disk_with_sectors_of_4096_bytes(tmp_path: Path, private: None) -> None:
+    image = tmp_path / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(32 * MIB)
+    with loop_device(image, sector=4096) as device:
+        run("sgdisk", "-n1:0:0", device)
+    fs = make_filesystem(tmp_path / "fs.img", "ext4", 16 * MIB, "-b", "4096")
+    run("dd", f"if={fs}", f"of={image}", "bs=1M", "seek=1", "conv=notrunc", "status=none")
+    with image.open("r+b") as file:
+        file.truncate(96 * MIB)
+    with loop_device(image, sector=4096) as device:
+        assert grown(device)[-1] == "Partition 1 (ext4): file system fills 94.0 MiB"
+        assert "No problems found" in run("sgdisk", "-v", device).out
+    run("dd", f"if={image}", f"of={fs}", "bs=1M", "skip=1", "count=94", "status=none")
+    checked(fs, "ext4")
+    assert room(fs, "ext4") > 80
