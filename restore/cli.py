@@ -93,9 +93,10 @@ async def _run(options: argparse.Namespace, report: Report) -> int:
     from restore.job import Settings, restore, verify
 
     def open_source() -> Source:
-        from restore.source.detect import open_source as open_any
+        from restore.source import SourceSettings
+        from restore.source.detect import open_image
 
-        return open_any(options.source)
+        return open_image(options.source, SourceSettings(notify=report.note)).source
 
     if options.command == "verify":
         await verify(lambda: _open_target(options.target, options, report, read_only=True), open_source, report)

@@ -1,16 +1,18 @@
 """Where an image comes from.
 
-    storage/      the bytes of an image file at rest: a file, its split parts, a URL
+    storage/      the bytes of an image file at rest: a file, its split parts, a URL, what is compressed in another
     a format      makes an image of them: `Chunks`, decoded at random, or a `Stream`, decoded from the start
     chunked.py, stream.py   make a `Source` of either: read ahead on all cores, memory bounded
+    detect.py     which of them it is
 
 `Source` is all that the rest of the engine knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
 from nbd.backend import Extent
@@ -23,6 +25,42 @@ CHUNK_LIMIT: Final = 64 << 20  # bytes, decoded: what a chunk may be at most
 
 class SourceError(RestoreError):
     """An image that cannot be read or is damaged; names it and where."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSettings:
+    """How a source is to be opened.
+
+    Attributes:
+        format: one of `detect.FORMATS`; None has it told by the content.
+        all_blocks: of a device or volume, what its file systems do not use is copied too.
+        allow_backing: an image may name other files that hold a part of it.
+        connections: to a server, None for what suits it.
+        timeout: seconds without movement after which a server counts as gone.
+        notify: told in one line what is worth one, such as a lost connection; from any thread.
+    """
+
+    format: str | None = None
+    all_blocks: bool = False
+    allow_backing: bool = False
+    connections: int | None = None
+    timeout: float = 60.0
+    notify: Callable[[str], None] = lambda text: None
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that was found and opened.
+
+    Attributes:
+        source: it; closing that closes all.
+        format: which of `detect.FORMATS` it is; of a compressed one such as `zstd` or `partclone+gzip`.
+        path: its local file, which scan, map and signature may lie beside; None where it is none.
+    """
+
+    source: Source
+    format: str
+    path: Path | None = None
 
 
 class Source(Protocol):

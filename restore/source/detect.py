@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import Final
 
 from restore.errors import Refused
-from restore.source import Source
+from restore.source import Image, Source, SourceSettings
 from restore.source.chunked import ChunkedSource
 from restore.source.raw import RawImage, RawStream
 from restore.source.storage import Storage
@@ -14,19 +15,26 @@ from restore.source.storage.device import BlockDevice
 from restore.source.storage.file import LocalFile
 from restore.source.stream import StreamSource
 
+PLAIN: Final = SourceSettings()
+FORMATS: Final = ("raw",)
+"""What `--format` takes: what the bytes that are stored are, where they are compressed what they are then."""
 
-def open_source(place: str) -> Source:
-    """Open an image.
+
+def open_image(place: str, settings: SourceSettings = PLAIN) -> Image:
+    """Find and open an image.
 
     Args:
-        place: a path.
+        place: a path or URL.
+        settings: how.
 
     Raises:
         Refused: there is none, or it may not be used.
         SourceError: it is damaged.
         OSError: it cannot be read.
     """
-    return _open_format(_open_storage(place))
+    storage = _open_storage(place)
+    found = settings.format or "raw"
+    return Image(_open_format(storage, found), found, Path(place) if isinstance(storage, LocalFile) else None)
 
 
 def _open_storage(place: str) -> Storage:
@@ -37,7 +45,7 @@ def _open_storage(place: str) -> Storage:
     return BlockDevice(place) if stat.S_ISBLK(mode) else LocalFile(place)
 
 
-def _open_format(storage: Storage) -> Source:
+def _open_format(storage: Storage, name: str) -> Source:
     if storage.seekable and storage.size is not None:
         return ChunkedSource(RawImage(storage, storage.size))
     return StreamSource(RawStream(storage))

@@ -31,7 +31,7 @@ from restore.manifest.signature import verify
 from restore.report.text import TextReport
 from restore.source import Source
 from restore.source.chunked import ChunkedSource
-from restore.source.detect import open_source
+from restore.source.detect import open_image
 from restore.source.raw import RawImage
 from tests.restore.engine import nbdkit
 from tests.serving import run
@@ -58,7 +58,7 @@ def captured(
 ) -> str:
     """Capture; what was printed."""
     out = io.StringIO()
-    opened = open_source(str(source)) if isinstance(source, str | Path) else source
+    opened = open_image(str(source)).source if isinstance(source, str | Path) else source
     with closing(opened):
         work = capture(opened, target, used, settings or CaptureSettings(), TextReport(out, out), reread=reread)
         asyncio.run(work)
@@ -309,7 +309,7 @@ def test_full_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_source_written_meanwhile(tmp_path: Path) -> None:
     make_disk(tmp_path / "disk")
-    source = open_source(str(tmp_path / "disk"))
+    source = open_image(str(tmp_path / "disk")).source
     os.utime(tmp_path / "disk", ns=(0, 5))
     with pytest.raises(RestoreError, match="was changed meanwhile; stop what writes it first"):
         captured(source, tmp_path / "disk.img")
@@ -320,7 +320,7 @@ def test_interrupted(tmp_path: Path) -> None:
     make_disk(tmp_path / "disk")
 
     async def interrupt() -> None:
-        with closing(open_source(str(tmp_path / "disk"))) as source:
+        with closing(open_image(str(tmp_path / "disk")).source) as source:
             report = TextReport(io.StringIO())
             work = asyncio.create_task(capture(source, tmp_path / "disk.img", None, CaptureSettings(), report))
             await asyncio.sleep(0)

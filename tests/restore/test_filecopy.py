@@ -19,7 +19,7 @@ import pytest
 from restore.errors import Refused, RestoreError
 from restore.filecopy import Copied, FileDifferences, copy_files, spill
 from restore.mounting import Place
-from restore.source.detect import open_source
+from restore.source.detect import open_image
 from tests.restore.filesystems import (
     MIB,
     checked,
@@ -243,7 +243,7 @@ def test_qcow2_source(tmp_path: Path) -> None:
 def test_image_decoded_to_a_private_file(tmp_path: Path) -> None:
     source = make_filesystem(tmp_path / "source.img", "ext4")
     in_filesystem(source, "ext4", FILL)
-    opened, report = open_source(str(source)), Remembered()
+    opened, report = open_image(str(source)).source, Remembered()
     (tmp_path / "private").mkdir()
     try:
         path = asyncio.run(spill(opened, tmp_path / "private", report))

@@ -14,7 +14,7 @@ from restore.manifest.beside import load
 from restore.manifest.bmap import Bmap
 from restore.manifest.scan import ScanSettings, imagescan
 from restore.report.text import TextReport
-from restore.source.detect import open_source
+from restore.source.detect import open_image
 
 MIB = 1 << 20
 ISLANDS = ((0, 8192), (MIB - 4096, 2 * MIB), (4 * MIB + 5, 300_000), (6 * MIB, MIB), (9 * MIB - 100, 100))
@@ -33,7 +33,7 @@ def fill(path: Path, size: int, islands: Iterable[tuple[int, int]]) -> None:
 def scanned(path: Path, used: Iterable[Extent] | None = None, sign: str | None = None) -> tuple[Bmap, str]:
     """Scan an image; the scan as it is read again, and what was printed."""
     out = io.StringIO()
-    with closing(open_source(str(path))) as source:
+    with closing(open_image(str(path)).source) as source:
         asyncio.run(imagescan(source, path, used, ScanSettings(sign=sign), TextReport(out, out)))
     bmap = load(path)
     assert bmap is not None

@@ -21,7 +21,7 @@ from restore.manifest.checked import Prepared, Unmapped
 from restore.manifest.scan import scan
 from restore.plan import Kind, cut
 from restore.source import Source, SourceError
-from restore.source.detect import open_source
+from restore.source.detect import open_image
 from restore.source.payload import as_memory
 from restore.source.raw import RawStream
 from restore.source.storage.file import LocalFile
@@ -34,7 +34,7 @@ KINDS = ("file", "stream")
 
 
 def opened(path: Path, kind: str) -> Source:
-    return StreamSource(RawStream(LocalFile(str(path)))) if kind == "stream" else open_source(str(path))
+    return StreamSource(RawStream(LocalFile(str(path)))) if kind == "stream" else open_image(str(path)).source
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 from restore.manifest.beside import bmap_path
 from restore.manifest.damage import write_map
 from restore.manifest.info import ImageInfo, describe
-from restore.source.detect import open_source
+from restore.source.detect import open_image
 from restore.source.raw import RawStream
 from restore.source.storage.file import LocalFile
 from restore.source.stream import StreamSource
@@ -35,7 +35,7 @@ def make_disk(path: Path) -> None:
 
 
 def info(path: Path, allowed_signers: str | None = None) -> ImageInfo:
-    with closing(open_source(str(path))) as source:
+    with closing(open_image(str(path)).source) as source:
         return describe(source, path, "raw", allowed_signers)
 
 

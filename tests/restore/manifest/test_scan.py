@@ -23,7 +23,7 @@ from restore.errors import RestoreError
 from restore.manifest.bmap import BLOCK, UNIT, Bmap
 from restore.manifest.scan import ScanSettings, imagescan, ranges, scan
 from restore.report.text import TextReport
-from restore.source.detect import open_source
+from restore.source.detect import open_image
 from restore.source.raw import RawStream
 from restore.source.storage.file import LocalFile
 from restore.source.stream import StreamSource
@@ -139,7 +139,7 @@ def test_nothing_mapped(tmp_path: Path) -> None:
 
 
 def test_image_changed_meanwhile(image: Path) -> None:
-    with closing(open_source(str(image))) as source:
+    with closing(open_image(str(image)).source) as source:
         os.utime(image, ns=(0, 5))
         with pytest.raises(RestoreError, match="was changed meanwhile; stop what writes it first"):
             asyncio.run(imagescan(source, image, None, ScanSettings(), TextReport(io.StringIO())))
@@ -150,7 +150,7 @@ def test_interrupted(image: Path) -> None:
     """Nothing is left, and nothing goes on."""
 
     async def interrupt() -> None:
-        with closing(open_source(str(image))) as source:
+        with closing(open_image(str(image)).source) as source:
             work = asyncio.create_task(imagescan(source, image, None, ScanSettings(), TextReport(io.StringIO())))
             await asyncio.sleep(0)
             work.cancel()
