@@ -73,7 +73,6 @@ USAGE = [
     ("restore", "--source", "x", "--target", "y", "--erase", "--timeout", "nan"),
     ("restore", "--source", "x", "--target", "y", "--erase", "--timeout", "inf"),
     ("restore", "--source", "x", "--target", "y", "--eras"),
-    ("restore", "--source", "x", "--target", "y"),  # a file copy, which is not there yet
     ("verify", "--source", "x", "--target", "y", "--erase"),
     ("verify", "--source", "x", "--target", "y", "extra"),
 ]
@@ -92,10 +91,8 @@ def test_wrong_usage(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[s
 
 
 def test_wrong_usage_as_a_command() -> None:
-    result = asr("restore", "-source", "x", "-target", "y")
-    assert result.status == 2
-    assert "--erase replaces all that is on the target" in result.err
-    result = targetmode("restore", "--source", "x", "--target", "y")
+    assert asr("restore", "-source", "x").status == 2
+    result = targetmode("restore", "--source", "x")
     assert result.status == 2
     assert "usage: targetmode restore" in result.err or "usage: targetmode" in result.err
 
