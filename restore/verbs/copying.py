@@ -21,15 +21,6 @@ from restore.verbs.opening import is_export, open_prepared
 from targetmode.disks.text import format_size
 
 _CHECKING = "Checking"
-_BLOCKS_ONLY = {
-    "delta": "--delta",
-    "grow": "--grow",
-    "new_ids": "--new-ids",
-    "hostname": "--hostname",
-    "keep_unmapped": "--keep-unmapped",
-    "keep_table": "--keep-table",
-    "max_rate": "--max-rate",
-}
 
 
 async def copy(options: argparse.Namespace, report: Report) -> int:
@@ -41,9 +32,6 @@ async def copy(options: argparse.Namespace, report: Report) -> int:
     Raises:
         RestoreError: it was refused or failed, or found differences.
     """
-    for name, option in _BLOCKS_ONLY.items():
-        if getattr(options, name):
-            raise Refused(f"{option} is for a restore with --erase; without that files are copied")
     if len(options.target) > 1:
         raise Refused("a file copy has one target; several at once need --erase")
     (where,) = options.target

@@ -48,16 +48,6 @@ def test_grown_renewed_and_named(system: Path, tmp_path: Path) -> None:
     nothing_left_of(tmp_path)
 
 
-def test_what_cannot_be_finished_is_refused_beforehand(tmp_path: Path) -> None:
-    image, disk = tmp_path / "image", tmp_path / "disk"
-    image.write_bytes(os.urandom(MIB))
-    disk.write_bytes(b"\x55" * MIB)
-    assert failed(restore(image, disk, "--hostname", "no_host")) == (
-        "'no_host' is no host name: letters, digits and hyphens, up to 64 characters"
-    )
-    assert disk.read_bytes() == b"\x55" * MIB
-
-
 @root
 def test_what_fails_afterwards_says_that_the_image_is_there(tmp_path: Path) -> None:
     image, disk = tmp_path / "image", tmp_path / "disk"
