@@ -5,21 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import Final
 
-from restore.errors import Differences, Refused, RestoreError
-from restore.grammar import parse, usage_error
+from restore.errors import Differences, RestoreError, say
+from restore.grammar import parse
 from restore.grammar.telling import tell
 from restore.report import Report, make_report, put
 from targetmode.disks.streams import prepare_streams
-
-if TYPE_CHECKING:
-    from restore.source import Source
-    from restore.target import Target
 
 INTERRUPTED: Final = "interrupted; nothing was touched"
 
@@ -31,14 +26,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "asr") -> int
     if (text := tell(options, program)) is not None:
         put(sys.stdout, text)
         return 0
-    if options.command not in ("restore", "verify"):
-        usage_error(options, f"{options.command} is not there yet")
-    if options.command == "restore" and not options.erase:
-        usage_error(
-            options,
-            "restore without --erase, a file copy, is not there yet; --erase replaces all that is on the target",
-        )
-    report = make_report(as_json=options.json, puppetstrings=options.puppetstrings)
+    report = make_report(as_json=options.json, puppetstrings=getattr(options, "puppetstrings", False))
     try:
         import asyncio
 
@@ -49,6 +37,9 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "asr") -> int
     except RestoreError as error:
         report.failed(str(error))
         return error.status
+    except OSError as error:
+        report.failed(f"{error.filename}: {say(error)}" if error.filename else say(error))
+        return 1
     except KeyboardInterrupt:
         report.failed(INTERRUPTED)
         return 1
@@ -86,69 +77,22 @@ async def _run_until_interrupted(options: argparse.Namespace, report: Report) ->
 
 
 async def _run(options: argparse.Namespace, report: Report) -> int:
-    from restore.job import Settings, restore, verify
-
-    def open_source() -> Source:
-        from restore.source import SourceSettings
-        from restore.source.detect import open_image
-
-        return open_image(options.source, SourceSettings(notify=report.note)).source
-
-    if options.command == "verify":
-        await verify(lambda: _open_target(options.target, options, report, read_only=True), open_source, report)
-        return 0
-    confirm = None if options.noprompt else _confirm
-    asking = sys.stdin and sys.stdin.isatty() and not options.json and not options.puppetstrings
-    if confirm is not None and not asking:
-        raise Refused("standard input is not a terminal to ask before erasing; say --noprompt if that is meant")
-    settings = Settings(verify=not options.noverify, delta=options.delta, max_rate=options.max_rate, confirm=confirm)
-    if len(options.target) == 1:
-        (target,) = options.target
-        await restore(lambda: _open_target(target, options, report), open_source, settings, report)
-        return 0
-    from restore.fanout import restore_all
-    from restore.report.members import make_members
-
-    if len(set(options.target)) < len(options.target):
-        raise Refused("the same target is named twice")
-
-    def opener(target: str) -> Callable[[Report], Target]:
-        return lambda report: _open_target(target, options, report)
-
-    members = make_members(as_json=options.json, puppetstrings=options.puppetstrings)
-    return await restore_all([(target, opener(target)) for target in options.target], open_source, settings, members)
-
-
-def _open_target(target: str, options: argparse.Namespace, report: Report, *, read_only: bool = False) -> Target:
-    if target.startswith(("nbd:", "nbds:", "nbd+", "nbds+")):
-        from nbd.errors import URIError
-        from nbd.uri import NBDURI
-        from restore.target.remote import RemoteTarget
-
-        try:
-            uri = NBDURI.parse(target)
-        except URIError as error:
-            raise Refused(str(error)) from None
-        return RemoteTarget(
-            uri,
-            connections=options.connections,
-            timeout=options.timeout,
-            notify=report.note,
-            read_only=read_only,
-        )
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", target):
-        raise Refused(f"{target} is no target; it may be nbd://HOST/EXPORT, a block device, or an image file")
-    from restore.target.local import LocalTarget
-
-    return LocalTarget(target, read_only=read_only)
-
-
-def _confirm(question: str) -> bool:
-    """Ask on the terminal; asr's own form of the question."""
-    try:
-        return input(f"  {question} [ny]: ").strip().lower() in ("y", "yes")
-    except EOFError:
-        return False
+    match options.command:
+        case "restore" if options.erase:
+            from restore.verbs.restoring import restore_blocks as verb
+        case "restore":
+            from restore.verbs.copying import copy as verb
+        case "verify":
+            from restore.verbs.restoring import verify_blocks as verb
+        case "imagescan":
+            from restore.verbs.preparing import scan as verb
+        case "info":
+            from restore.verbs.preparing import info as verb
+        case "capture":
+            from restore.verbs.preparing import capture as verb
+        case other:
+            raise AssertionError(other)
+    return await verb(options, report)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ _ONLY_WITH_ERASE: Final = {
     "keep_table": "--keep-table",
     "grow": "--grow",
     "new_ids": "--new-ids",
+    "hostname": "--hostname",
+    "max_rate": "--max-rate",
 }
 
 
@@ -198,6 +200,10 @@ def _verify(parser: Parser) -> Parser:
         "--keep-unmapped", action="store_true",
         help="do not look where the scan or a hole says that nothing is; otherwise zeroes have to be there",
     )  # fmt: skip
+    how.add_argument(
+        "--keep-table", action="store_true",
+        help="the backup GPT is where the image has it, as after a restore with the same; otherwise at the disk's end",
+    )  # fmt: skip
     _add_signature(how)
     _add_connection(how)
     _add_output(verb)
@@ -207,7 +213,7 @@ def _verify(parser: Parser) -> Parser:
 def _imagescan(parser: Parser) -> Parser:
     verb = parser.add_verb(
         "imagescan",
-        "prepare an image: checksums and a map of what is used, in IMAGE.bmap",
+        "prepare an image: checksums, and a map of what is used",
         synopsis="IMAGE [options]",
         description=(
             "Reads an image once and writes IMAGE.bmap beside it: which blocks are used, and a SHA-256 and a BLAKE3 of "
