@@ -79,9 +79,8 @@ def test_prepared_image_is_checked_before(source: Path, target: Path) -> None:
 
 def test_refusals(source: Path, target: Path, tmp_path: Path) -> None:
     before = target.read_bytes()
-    assert (
-        failed(copy(source, target, "--grow")) == "--grow is for a restore with --erase; without that files are copied"
-    )
+    for option in (("--grow",), ("--hostname", "x")):
+        assert copy(source, target, *option).status == 2
     assert failed(copy(source, target, "--target", str(tmp_path / "x"))) == (
         "a file copy has one target; several at once need --erase"
     )
