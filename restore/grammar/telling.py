@@ -25,11 +25,11 @@ _FILES: Final = frozenset(
 
 def add_telling(parser: Parser) -> None:
     """Add them all."""
-    topics = (*parser.verbs, PUPPETSTRINGS)
+    topics = (*parser.verbs, "help", "version", "completion", "manual", PUPPETSTRINGS)
     about = parser.add_verb("help", "show this, or what there is to know of a topic", synopsis="[TOPIC]")
     about.add_argument(
         "topic", nargs="?", type=values.one_of(*topics), choices=topics, metavar="TOPIC",
-        help=f"one of {', '.join(topics)}",
+        help=f"a verb, or {PUPPETSTRINGS}",
     )  # fmt: skip
     parser.add_verb("version", "show the version", synopsis="")
     add_completion(parser)
