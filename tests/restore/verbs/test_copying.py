@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,13 @@ def test_files_are_copied(source: Path, target: Path, tmp_path: Path) -> None:
     assert out.endswith(", verified\n")
     assert files(target) == "both:new\none:one\ntwo:two\n"
     nothing_left_of(tmp_path)
+
+
+def test_rate(source: Path, target: Path) -> None:
+    in_filesystem(source, "ext4", "dd if=/dev/urandom of=dir/large bs=1M count=3 status=none")
+    began = time.monotonic()
+    succeeded(copy(source, target, "--max-rate", "1M"))
+    assert time.monotonic() - began > 1.5  # rsync lets the first second's worth through at once
 
 
 def test_partitions_and_devices(source: Path, target: Path, tmp_path: Path) -> None:
