@@ -41,7 +41,6 @@ _ONLY_WITH_ERASE: Final = {
     "grow": "--grow",
     "new_ids": "--new-ids",
     "hostname": "--hostname",
-    "max_rate": "--max-rate",
 }
 
 

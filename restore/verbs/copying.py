@@ -37,7 +37,7 @@ async def copy(options: argparse.Namespace, report: Report) -> int:
     (where,) = options.target
     target = Place(where, options.target_partition, "--target-partition")
     async with _mountable(options, report) as source:
-        copied = await copy_files(source, target, report, verify=not options.noverify)
+        copied = await copy_files(source, target, report, verify=not options.noverify, max_rate=options.max_rate)
     verified = "verified" if not options.noverify else "not verified"
     report.finished(
         f"Copied {copied.items} items ({format_size(copied.size)}), {verified}", items=copied.items, bytes=copied.size

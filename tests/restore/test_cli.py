@@ -6,18 +6,45 @@ from pathlib import Path
 
 import pytest
 
+from restore import cli
 from tests.restore.engine import ASR, MIB, asr
 from tests.serving import ROOT, pattern, targetmode
 
+USAGE = [
+    (),
+    ("reboot",),
+    ("restore",),
+    ("restore", "--source", "x"),
+    ("restore", "--source", "x", "--target"),
+    ("restore", "--source", "x", "--target", "y", "--erase", "--max-rate", "fast"),
+    ("restore", "--source", "x", "--target", "y", "--erase", "--connections", "0"),
+    ("restore", "--source", "x", "--target", "y", "--erase", "--timeout", "0"),
+    ("restore", "--source", "x", "--target", "y", "--eras"),
+    ("verify", "--source", "x", "--target", "y", "--erase"),
+    ("verify", "--source", "x", "--target", "y", "extra"),
+]
 
-def test_wrong_usage() -> None:
+
+@pytest.mark.parametrize("arguments", USAGE, ids=" ".join)
+def test_wrong_usage(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     """More of it is in tests/restore/grammar."""
-    result = asr("restore", "-source", "x", "-target", "y", "-eras")
-    line = "there is no option -eras; did you mean --erase?"
-    assert (result.status, result.out, result.err) == (2, "", f"asr: {line} (see: asr help restore)\n")
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("asr: ")
+    assert "(see: asr help" in line
+
+
+def test_wrong_usage_as_a_command() -> None:
+    result = asr("restore", "-source", "x")
+    assert (result.status, result.err) == (2, "asr: --target TARGET is missing (see: asr help restore)\n")
     result = targetmode("restore", "-source", "x", "--target", "y", "-eras")
-    line = f"targetmode: {line} (see: targetmode restore --help)\n"
-    assert (result.status, result.out, result.err) == (2, "", line)
+    assert (result.status, result.out) == (2, "")
+    hint = "(see: targetmode restore --help)"
+    assert result.err == f"targetmode: there is no option -eras; did you mean --erase? {hint}\n"
 
 
 def test_help() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,13 @@ def test_files_are_copied(source: Path, target: Path, tmp_path: Path) -> None:
     nothing_left_of(tmp_path)
 
 
+def test_rate(source: Path, target: Path) -> None:
+    in_filesystem(source, "ext4", "dd if=/dev/urandom of=dir/large bs=1M count=3 status=none")
+    began = time.monotonic()
+    succeeded(copy(source, target, "--max-rate", "1M"))
+    assert time.monotonic() - began > 1.5  # rsync lets the first second's worth through at once
+
+
 def test_partitions_and_devices(source: Path, target: Path, tmp_path: Path) -> None:
     disk = partitioned(tmp_path / "disk.img", source, target)
     assert "has several file systems" in failed(copy(source, disk))
@@ -79,9 +87,8 @@ def test_prepared_image_is_checked_before(source: Path, target: Path) -> None:
 
 def test_refusals(source: Path, target: Path, tmp_path: Path) -> None:
     before = target.read_bytes()
-    assert (
-        failed(copy(source, target, "--grow")) == "--grow is for a restore with --erase; without that files are copied"
-    )
+    for option in (("--grow",), ("--hostname", "x")):
+        assert copy(source, target, *option).status == 2
     assert failed(copy(source, target, "--target", str(tmp_path / "x"))) == (
         "a file copy has one target; several at once need --erase"
     )
