@@ -69,8 +69,7 @@ class Bitmap:
     def _ranks(self) -> array[int]:
         """How many blocks in use come before each step; of all last."""
         counts = (
-            int.from_bytes(self._bits[at : at + _STEP], "little").bit_count()
-            for at in range(0, len(self._bits), _STEP)
+            int.from_bytes(self._bits[at : at + _STEP], "little").bit_count() for at in range(0, len(self._bits), _STEP)
         )
         return array("Q", accumulate(counts, initial=0))
 

@@ -152,7 +152,6 @@ class Header:
         """Where the first block in use lies, in bytes of what is stored."""
         return self.bitmap_start + self.bitmap_size + self.bitmap_seal_size
 
-
     def stored_size(self, used: int) -> int:
         """Bytes of an image with so many blocks in use."""
         checksums = -(-used // self.per_checksum) if self.per_checksum else 0

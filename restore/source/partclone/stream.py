@@ -9,7 +9,7 @@ from restore.source import SourceError, Zeroes
 from restore.source.partclone.bitmap import Bitmap, parse_bitmap
 from restore.source.partclone.checksum import checksum
 from restore.source.partclone.header import HEADER_1_SIZE, HEADER_2_SIZE, Header, parse_header
-from restore.source.partclone.image import damaged
+from restore.source.partclone.image import check_stored_size, damaged
 from restore.source.storage import Storage
 
 _UNIT: Final = 1 << 20  # what is decoded comes in pieces that end at multiples of this
@@ -40,6 +40,8 @@ class PartcloneStream:
         self._header = header = parse_header(raw, self.name)
         stored = feed.read(header.blocks_start - header.bitmap_start, _BITMAP)
         self._bitmap = parse_bitmap(header, stored, self.name)
+        if storage.size is not None:
+            check_stored_size(header, self._bitmap, storage.size, self.name)
 
     @property
     def size(self) -> int:
