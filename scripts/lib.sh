@@ -15,7 +15,7 @@ readonly PACKAGES_TEST=(
   dosfstools mtools e2fsprogs xfsprogs btrfs-progs ntfs-3g exfatprogs
   squashfs-tools genisoimage cryptsetup-bin lvm2 dmsetup mdadm
   iproute2 procps openssl openssh-client gddrescue
-  rsync acl attr
+  rsync acl attr partclone
   bzip2 lz4 pbzip2 pigz tabix xz-utils zstd
 )
 

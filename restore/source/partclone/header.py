@@ -180,14 +180,17 @@ def parse_header(raw: bytes, name: str) -> Header:
     """
     if len(raw) < HEADER_2_SIZE:
         raise SourceError(f"{name} is cut short: it ends within partclone's header")
-    version = raw[30:34]
+    version = raw[30:34] if raw.startswith(MAGIC) else b""
     try:
-        if version == b"0001":
-            return _parse_1(raw, name)
-        if version == b"0002":
-            return _parse_2(raw[:HEADER_2_SIZE], name)
+        match version:
+            case b"0001":
+                return _parse_1(raw, name)
+            case b"0002":
+                return _parse_2(raw[:HEADER_2_SIZE], name)
     except ConstructError:
-        raise SourceError(f"{name} does not begin with the header of a partclone image") from None
+        version = b""
+    if not version:
+        raise SourceError(f"{name} does not begin with the header of a partclone image")
     raise SourceError(f"{name} is a partclone image of version {decode(version)!r}; only 0001 and 0002 are known")
 
 

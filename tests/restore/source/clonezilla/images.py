@@ -18,12 +18,13 @@ MIB: Final = 1 << 20
 SWAP_UUID: Final = "0f9d2c4e-5a1b-4c3d-8e7f-102030405060"
 SUFFIX: Final = {"gzip": "gz", "bzip2": "bz2", "xz": "xz", "zstd": "zst", "lz4": "lz4", "cat": "uncomp"}
 
-GPT: Final = """label: gpt
-label-id: 2A6C5F3E-1111-4222-8333-444455556666
-start=2048, size=20480, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B, name="EFI, System", uuid=2A6C5F3E-0001-4222-8333-444455556666
-start=22528, size=49152, type=0FC63DAF-8483-4772-8E79-3D69D8477DE4, name="root", uuid=2A6C5F3E-0002-4222-8333-444455556666
-start=71680, size=16384, type=0657FD6D-A4AB-43C4-84E5-0933C84B4F4F, name="swap", uuid=2A6C5F3E-0003-4222-8333-444455556666
-start=88064, size=8192, type=21686148-6449-6E6F-744E-656564454649, name="bios", uuid=2A6C5F3E-0004-4222-8333-444455556666
+GUID: Final = "2A6C5F3E-{:04}-4222-8333-444455556666"
+GPT: Final = f"""label: gpt
+label-id: {GUID.format(0)}
+start=2048, size=20480, uuid={GUID.format(1)}, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B, name="EFI, start= 1"
+start=22528, size=49152, uuid={GUID.format(2)}, type=0FC63DAF-8483-4772-8E79-3D69D8477DE4, name="root"
+start=71680, size=16384, uuid={GUID.format(3)}, type=0657FD6D-A4AB-43C4-84E5-0933C84B4F4F, name="swap"
+start=88064, size=8192, uuid={GUID.format(4)}, type=21686148-6449-6E6F-744E-656564454649, name="bios"
 """
 GPT_KINDS: Final = {1: "vfat", 2: "ext4", 3: "swap", 4: "dd"}
 
@@ -135,8 +136,10 @@ def save_disk(
 
     def renamed(*command: str | Path) -> str:
         text = run(*command).out
-        return text.replace(f"{disk}p", f"/dev/{name}{separator}").replace(str(disk), f"/dev/{name}{separator}").replace(
-            f"/dev/{name}{separator}:", f"/dev/{name}:"
+        return (
+            text.replace(f"{disk}p", f"/dev/{name}{separator}")
+            .replace(str(disk), f"/dev/{name}{separator}")
+            .replace(f"/dev/{name}{separator}:", f"/dev/{name}:")
         )
 
     def dd(file: str, *options: str) -> None:
