@@ -176,9 +176,7 @@ def test_damage_ends_a_restore(made: Path, tmp_path: Path) -> None:
 
 
 def test_another_format_by_force(made: Path) -> None:
-    with pytest.raises(
-        SourceError, match=r"ext4\.img does not begin with the header of a partclone image$"
-    ):
+    with pytest.raises(SourceError, match=r"ext4\.img does not begin with the header of a partclone image$"):
         open_image(str(made / "ext4.img"), SourceSettings(format="partclone"))
     found = open_image(str(made / "crc32.ptcl"), SourceSettings(format="raw"))
     assert (found.format, found.source.size) == ("raw", (made / "crc32.ptcl").stat().st_size)
