@@ -17,6 +17,7 @@ readonly PACKAGES_TEST=(
   iproute2 procps openssl openssh-client gddrescue
   rsync acl attr
   zsh fish man-db groff-base
+  rsync acl attr partclone
   bzip2 lz4 pbzip2 pigz tabix xz-utils zstd
 )
 
