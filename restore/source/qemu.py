@@ -26,7 +26,8 @@ from restore.errors import Refused, say
 from restore.source import SourceError, SourceSettings
 from restore.source.export import ExportImage, ExportSource
 from restore.source.storage.file import LocalFile
-from restore.source.virtual import FORMATS, Others, others, vhd_footer
+from restore.source.virtual import FORMATS, Header, Others, Part, others, vhd_footer
+from restore.source.whole import check_whole
 from targetmode.disks.text import printable
 
 CONNECTIONS: Final = 2
@@ -104,20 +105,33 @@ class _Nodes:
         node: dict[str, Any] = {"driver": form, "read-only": True, "file": _file(file)}
         if form == "raw":
             return node
-        named = others(file.name, form, file.read, file.size)
+        header = Header(file.name, form, file.read, file.size)
+        named = others(header)
         if form in ("qcow2", "vmdk"):
             node["backing"] = self._backing(file, named)
         elif named.backing is not None:
             raise Refused(f"{file.name} is the difference to a parent image; merge the two first")
         if form == "vpc" and (footer := vhd_footer(file.read, file.size)) and footer[28:32] == b"vbox":
             node["force_size_calc"] = "current_size"  # VirtualBox does not round to its cylinders
-        for name in named.data:
-            data = self._data(file, form, name)
+        for part in named.data:
+            data = self._data(file, form, part)
             if form == "qcow2":
                 node["data-file"] = _file(data)
             else:  # qemu takes the names from the descriptor, and looks beside it
                 node["file"]["filename"] = str(Path(file.name).absolute())
+        alone = {**node, "backing": None} if "backing" in node else node
+        check_whole(header, _json(alone), self._begin)
         return node
+
+    def _begin(self, words: Sequence[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*_with_us(), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=tools.environment(),
+            pass_fds=[file.fd for file in self._files],
+        )
 
     def _backing(self, file: LocalFile, named: Others) -> dict[str, Any] | None:
         if named.backing is None:
@@ -137,14 +151,20 @@ class _Nodes:
             )
         return self.node(self._open(file, named.backing), form)
 
-    def _data(self, file: LocalFile, form: str, name: str) -> LocalFile:
+    def _data(self, file: LocalFile, form: str, part: Part) -> LocalFile:
         """A file that holds data of an image. Those of a vmdk lie beside it, where they are what they seem to be."""
+        name = part.name
         beside = name not in ("", ".", "..") and not {"/", ":"} & set(name)
         beside = beside and not (Path(file.name).parent / name).is_symlink()
         if not (form == "vmdk" and beside) and not self._allowed:
             what = printable(name) or "a file that it does not name"
             raise Refused(f"{file.name} keeps its data in {what}; --allow-backing reads that too")
-        return self._open(file, name)
+        found = self._open(file, name)
+        if found.size < part.least:
+            raise SourceError(f"{found.name} is cut short: it has {found.size} bytes, and has to have {part.least}")
+        if form == "vmdk":
+            check_whole(Header(found.name, form, found.read, found.size), "", self._begin)
+        return found
 
     def _open(self, file: LocalFile, name: str) -> LocalFile:
         name = name.removeprefix("file:")
@@ -165,6 +185,16 @@ def _file(file: LocalFile) -> dict[str, Any]:
     return {"driver": "file", "read-only": True, "filename": f"/proc/self/fd/{file.fd}"}
 
 
+def _json(node: dict[str, Any]) -> str:
+    """A node as a file name that says all of it."""
+    return f"json:{json.dumps(node)}"
+
+
+def _with_us() -> list[str]:
+    """What to put before a command so that it ends with the thread that starts it, however that ends."""
+    return [tools.find("setpriv"), "--pdeathsig", "KILL", "sh", "-c", _WITH_US, "sh", str(os.getpid())]
+
+
 class _Server:
     """A child `qemu-nbd` over one image, on a socket that nobody else can reach.
 
@@ -180,7 +210,7 @@ class _Server:
         """
         self.name = name
         self._files = files
-        self._image = f"json:{json.dumps(node)}"
+        self._image = _json(node)
         self._directory = tempfile.TemporaryDirectory(prefix="asr-")  # of mode 0700
         self._socket = Path(self._directory.name) / "socket"
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
@@ -192,8 +222,7 @@ class _Server:
         self._failure: OSError | None = None
         options = ["--read-only", f"--shared={connections}", f"--socket={self._socket}"]
         self._command = [
-            *(tools.find("setpriv"), "--pdeathsig", "KILL", "sh", "-c", _WITH_US, "sh", str(os.getpid())),
-            *(tools.find("qemu-nbd"), *options, self._image),
+            *(*_with_us(), tools.find("qemu-nbd"), *options, self._image),
         ]
         # That signal is sent when the thread ends that has started the child: so this one stays as long.
         self._thread = threading.Thread(target=self._keep, name="qemu-nbd", daemon=True)
@@ -216,8 +245,9 @@ class _Server:
                 return Client(uri, timeout=settings.timeout)
             except NBDError as error:
                 early = isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError)
-                if self._process is None or self._process.poll() is not None:
+                if not early:  # it listens before it opens the image
                     self._thread.join(_END)
+                if not self._thread.is_alive():
                     raise SourceError(f"{self.name}: qemu-nbd: {self._words() or say(error)}") from None
                 if not early or time.monotonic() > deadline:
                     raise SourceError(f"{self.name}: qemu-nbd does not serve it: {error}") from None
@@ -284,7 +314,7 @@ class _Server:
         return SourceError(f"{self.name}: qemu-nbd has ended: {self._words() or 'it said nothing'}")
 
     def _words(self) -> str:
-        """The last of what it said, without the names that only we gave."""
+        """The first of what it said, without the names that only we gave."""
         try:
             text = os.pread(self._said.fileno(), 1 << 20, 0).decode("utf-8", "replace")
         except ValueError:  # closed
@@ -292,7 +322,6 @@ class _Server:
         text = text.replace(self._image, self.name)
         for file in self._files:
             text = text.replace(f"/proc/self/fd/{file.fd}", file.name)
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if not lines:
-            return ""
-        return printable(lines[-1].removeprefix("qemu-nbd: ").removeprefix(f"Failed to blk_new_open '{self.name}': "))
+        lines = [line.strip().removeprefix("qemu-nbd: ") for line in text.splitlines()]
+        lines = [line for line in lines if line and not line.startswith("warning: ")]
+        return printable(lines[0].removeprefix(f"Failed to blk_new_open '{self.name}': ")) if lines else ""

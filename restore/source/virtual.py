@@ -33,6 +33,19 @@ _NAMELESS: Final = ""
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A file with data of an image.
+
+    Attributes:
+        name: as the image names it, relative to where it lies itself.
+        least: bytes that it has to have at least.
+    """
+
+    name: str
+    least: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Others:
     """Other files that hold a part of an image, as it names them.
 
@@ -40,12 +53,44 @@ class Others:
         backing: what lies under it, which holds what it does not; None where nothing does, empty where it has no name
             that qemu could use.
         backing_format: the format of that, as qemu names it; None where the image does not tell.
-        data: its own data, relative to where it lies itself.
+        data: where its own data are.
     """
 
     backing: str | None = None
     backing_format: str | None = None
-    data: tuple[str, ...] = ()
+    data: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What is looked at of an image.
+
+    Attributes:
+        name: for people.
+        form: its format.
+        read: (offset, length) of its file; fewer bytes at the end.
+        size: of the file, in bytes.
+    """
+
+    name: str
+    form: str
+    read: Read
+    size: int
+
+    def bytes(self, offset: int, length: int) -> bytes:
+        """Exactly so many bytes; raises `SourceError` where they are not there."""
+        data = self.read(offset, length) if offset + length <= self.size else b""
+        if len(data) != length:
+            raise self.damaged(f"it ends before byte {offset + length}")
+        return data
+
+    def unpack(self, shape: str, offset: int) -> tuple[Any, ...]:
+        """A `struct` that begins there; raises as `bytes`."""
+        return struct.unpack(shape, self.bytes(offset, struct.calcsize(shape)))
+
+    def damaged(self, why: str) -> SourceError:
+        """The error that says why it is."""
+        return SourceError(f"{self.name} is no {self.form} image, or is damaged: {why}")
 
 
 def sniff(read: Read, size: int) -> str | None:
@@ -70,42 +115,15 @@ def sniff(read: Read, size: int) -> str | None:
     return "vpc" if vhd_footer(read, size) is not None else None
 
 
-def others(name: str, form: str, read: Read, size: int) -> Others:
+def others(header: Header) -> Others:
     """Which other files an image names.
-
-    Args:
-        name: its own, for errors.
-        form: its format.
-        read: as for `sniff`.
-        size: of the file, in bytes.
 
     Raises:
         Refused: it is encrypted.
         SourceError: it is damaged, or not of that format.
         OSError: it cannot be read.
     """
-    return _READERS[form](_Header(name, form, read, size))
-
-
-@dataclass(frozen=True, slots=True)
-class _Header:
-    name: str
-    form: str
-    read: Read
-    size: int
-
-    def bytes(self, offset: int, length: int) -> bytes:
-        """Exactly so many bytes, which have to be there."""
-        data = self.read(offset, length) if offset + length <= self.size else b""
-        if len(data) != length:
-            raise self.damaged(f"it ends before byte {offset + length}")
-        return data
-
-    def unpack(self, shape: str, offset: int) -> tuple[Any, ...]:
-        return struct.unpack(shape, self.bytes(offset, struct.calcsize(shape)))
-
-    def damaged(self, why: str) -> SourceError:
-        return SourceError(f"{self.name} is no {self.form} image, or is damaged: {why}")
+    return _READERS[header.form](header)
 
 
 # --- qcow2 ---
@@ -117,7 +135,7 @@ _EXTENSION_BACKING: Final = 0xE2792ACA
 _EXTENSION_DATA: Final = 0x44415441
 
 
-def _qcow2(header: _Header) -> Others:
+def _qcow2(header: Header) -> Others:
     magic, version, backing_at, backing_length = header.unpack(">4sIQI", 0)
     if magic != b"QFI\xfb" or version not in (2, 3):
         raise header.damaged("it does not begin as one of version 2 or 3")
@@ -132,9 +150,9 @@ def _qcow2(header: _Header) -> Others:
     if features & _QCOW2_CORRUPT:
         raise SourceError(f"{header.name} is marked as corrupt; mend a copy of it first: qemu-img check -r all FILE")
     extensions = _extensions(header, length, backing_at)
-    data: tuple[str, ...] = ()
+    data: tuple[Part, ...] = ()
     if features & _QCOW2_EXTERNAL:
-        data = (_text(extensions.get(_EXTENSION_DATA, b"")),)
+        data = (Part(_text(extensions.get(_EXTENSION_DATA, b""))),)
     if not backing_at:
         return Others(data=data)
     if not 0 < backing_length <= 1023:
@@ -144,7 +162,7 @@ def _qcow2(header: _Header) -> Others:
     return Others(_text(backing), decode(form) if form else None, data)
 
 
-def _extensions(header: _Header, offset: int, backing_at: int) -> dict[int, bytes]:
+def _extensions(header: Header, offset: int, backing_at: int) -> dict[int, bytes]:
     """The header extensions by type; they end where the backing file's name or the first cluster does."""
     (cluster_bits,) = header.unpack(">I", 20)
     if not 9 <= cluster_bits <= 21:
@@ -168,11 +186,16 @@ def _extensions(header: _Header, offset: int, backing_at: int) -> dict[int, byte
 # As forgiving as qemu, and more: what it takes for the name of a file has to be found here too.
 _VMDK_PARENT: Final = re.compile(rb'parentFileNameHint\s*=?\s*"?([^"\r\n]*)', re.IGNORECASE)
 _VMDK_CID: Final = re.compile(rb"parentCID\s*=\s*([0-9a-f]+)", re.IGNORECASE)
-_VMDK_EXTENT: Final = re.compile(rb'^\s*RW\b[^"]*"([^"\r\n]*)', re.MULTILINE)
+_VMDK_EXTENT: Final = re.compile(rb'^\s*RW\b[^"]*"', re.MULTILINE)
+_VMDK_EXTENT_LINE: Final = re.compile(
+    rb'^[ \t]*RW[ \t]+(\d{1,15})[ \t]+(FLAT|SPARSE|VMFS|VMFSSPARSE|SESPARSE)[ \t]+"([^"\r\n]{1,511})"'
+    rb"(?:[ \t]+(\d{1,15}))?[ \t]*\r?$",
+    re.MULTILINE,
+)
 _NO_PARENT: Final = 0xFFFFFFFF
 
 
-def _vmdk(header: _Header) -> Others:
+def _vmdk(header: Header) -> Others:
     start = header.read(0, 512)
     if start.startswith(b"KDMV"):
         # magic, version, flags, capacity, grain size, descriptor's offset and size, the latter three in sectors
@@ -188,7 +211,16 @@ def _vmdk(header: _Header) -> Others:
     if header.size > _DESCRIPTOR_LIMIT:
         raise header.damaged(f"a descriptor of {header.size} bytes")
     text = header.read(0, _DESCRIPTOR_LIMIT)
-    return Others(_vmdk_parent(text), "vmdk", tuple(_text(e) for e in _VMDK_EXTENT.findall(text)))
+    lines = list(_VMDK_EXTENT_LINE.finditer(text))
+    if not lines or len(lines) != len(_VMDK_EXTENT.findall(text)):
+        raise header.damaged("its list of extents cannot be understood")
+    return Others(_vmdk_parent(text), "vmdk", tuple(_vmdk_part(line) for line in lines))
+
+
+def _vmdk_part(line: re.Match[bytes]) -> Part:
+    sectors, kind, name, offset = line.groups()
+    flat = kind in (b"FLAT", b"VMFS")
+    return Part(_text(name), (int(sectors) + int(offset or 0)) * 512 if flat else 0)
 
 
 def _vmdk_parent(text: bytes) -> str | None:
@@ -212,7 +244,7 @@ _VDI_TYPES: Final = {1: None, 2: None, 3: "an undo image", 4: "a differencing im
 _VHD_DIFFERENCING: Final = 4
 
 
-def _vhdx(header: _Header) -> Others:
+def _vhdx(header: Header) -> Others:
     if header.bytes(0, 8) != b"vhdxfile":
         raise header.damaged("it does not begin as one")
     found = False
@@ -231,7 +263,7 @@ def _vhdx(header: _Header) -> Others:
     return Others()
 
 
-def _vhdx_has_parent(header: _Header, metadata: int) -> bool:
+def _vhdx_has_parent(header: Header, metadata: int) -> bool:
     signature, _, entries = header.unpack("<8sHH", metadata)
     if signature != b"metadata":
         raise header.damaged(f"there is no metadata table at byte {metadata}")
@@ -243,7 +275,7 @@ def _vhdx_has_parent(header: _Header, metadata: int) -> bool:
     raise header.damaged(f"the metadata table at byte {metadata} has no file parameters")
 
 
-def _vdi(header: _Header) -> Others:
+def _vdi(header: Header) -> Others:
     if header.bytes(0x40, 4) != _VDI_MAGIC:
         raise header.damaged("it does not begin as one")
     (kind,) = header.unpack("<I", 0x4C)
@@ -254,7 +286,7 @@ def _vdi(header: _Header) -> Others:
     return Others(_NAMELESS if _VDI_TYPES[kind] or any(linked) else None)
 
 
-def _vhd(header: _Header) -> Others:
+def _vhd(header: Header) -> Others:
     footer = vhd_footer(header.read, header.size)
     if footer is None:
         raise header.damaged("it has no footer")
@@ -282,7 +314,7 @@ def _text(raw: bytes) -> str:
     return os.fsdecode(raw.partition(b"\0")[0])
 
 
-_READERS: Final[dict[str, Callable[[_Header], Others]]] = {
+_READERS: Final[dict[str, Callable[[Header], Others]]] = {
     "qcow2": _qcow2,
     "vmdk": _vmdk,
     "vhdx": _vhdx,
