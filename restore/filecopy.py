@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import stat
@@ -21,12 +20,10 @@ from restore.mounting import Mounted, Place, mounted, reached
 from restore.private import in_private
 from restore.profile import Profile, profile
 from restore.report import RESTORING, VERIFYING, Report
-from restore.source import Source
 from targetmode.disks.text import format_size, printable
 
 _PROGRESS: Final = re.compile(rb"\s*([0-9,]+)\s+\d+%")
 _LISTED: Final = 20  # differences that are printed
-_PIECE: Final = 1 << 20
 
 
 class FileDifferences(RestoreError):
@@ -62,7 +59,7 @@ async def copy_files(source: Place, target: Place, report: Report, *, verify: bo
     """Copy the files of one file system onto another.
 
     Args:
-        source: where they are; see `spill` for images that neither the kernel nor qemu reads.
+        source: where they are; see `source.spill` for images that neither the kernel nor qemu reads.
         target: where they go; `Place.option` names its option.
         report: is told of progress.
         verify: compare all of it afterwards.
@@ -77,49 +74,6 @@ async def copy_files(source: Place, target: Place, report: Report, *, verify: bo
     if found["differences"]:
         raise FileDifferences(found["differences"])
     return Copied(found["items"], found["size"])
-
-
-async def spill(source: Source, directory: Path, report: Report) -> Path:
-    """Decode an image that cannot be mounted as it is into a private sparse file, which the caller removes.
-
-    Raises:
-        Refused: there is no room for it, with the sizes.
-        SourceError, OSError: the source failed.
-    """
-    path = directory / "image"
-    data = source.expected_size
-    report.note(
-        f"{printable(source.name)} is decoded to a temporary file of at most {format_size(data)} in {directory}"
-    )
-    space = os.statvfs(directory)
-    if source.size is not None and not source.sequential:
-        needed = sum(extent.length for extent in source.extents() if not extent.zero)
-        if needed > space.f_bavail * space.f_frsize:
-            free = format_size(space.f_bavail * space.f_frsize)
-            raise Refused(
-                f"{directory} has no room for the decoded image: {format_size(needed)} needed, {free} free; "
-                "set TMPDIR to a directory that has"
-            )
-    await asyncio.to_thread(_write_sparse, source, path)
-    return path
-
-
-def _write_sparse(source: Source, path: Path) -> None:
-    offset = 0
-    with path.open("xb", buffering=0) as file:
-        for extent in source.extents():
-            if not extent.zero:
-                for at in range(offset, offset + extent.length, _PIECE):
-                    length = min(_PIECE, offset + extent.length - at)
-                    found = source.payload(at, length)
-                    data = found if isinstance(found, memoryview) else os.pread(found.fd, length, found.offset)
-                    if len(data) != length:
-                        raise RestoreError(f"{source.name} ends at offset {at + len(data)}, earlier than it says")
-                    if any(memoryview(data)[:1]) or bytes(data).count(0) != length:
-                        os.pwrite(file.fileno(), data, at)
-            offset += extent.length
-        file.truncate(offset)
-    source.check_unchanged()
 
 
 def copy_in_private(

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, NoReturn, TypeVar
 
@@ -23,6 +23,7 @@ from nbd.errors import NBDError
 from nbd.wire import Command
 from restore.delta import Delta, Item
 from restore.errors import Differences, Refused, RestoreError, join, say
+from restore.fit.sizes import check_size
 from restore.plan import HEAD, Kind, KnownZeroes, Piece, cut, operation, throttle
 from restore.report import RESTORING, VERIFYING, Report
 from restore.source import Payload, Source, SourceError
@@ -57,9 +58,42 @@ class Settings:
     confirm: Callable[[str], bool] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What was done, for the report when all has come to its end.
+
+    Attributes:
+        summary: in one line.
+        size: bytes of the image.
+        seconds: that it took.
+    """
+
+    summary: str
+    size: int
+    seconds: float
+
+    def tell(self, report: Report) -> None:
+        """It is the end, well."""
+        report.finished(self.summary, bytes=self.size, seconds=round(self.seconds, 3))
+
+
+@asynccontextmanager
+async def as_it_is(source: Source, target: Target) -> AsyncIterator[Source]:
+    """Take an image as it is."""
+    yield source
+
+
+Fit = Callable[[Source, Target], AbstractAsyncContextManager[Source]]
+"""Makes an image fit a target, or refuses it; see `restore.fit`."""
+
+
 async def restore(
-    open_target: Callable[[], Target], open_source: Callable[[], Source], settings: Settings, report: Report
-) -> None:
+    open_target: Callable[[], Target],
+    open_source: Callable[[], Source],
+    settings: Settings,
+    report: Report,
+    fit: Fit = as_it_is,
+) -> Done:
     """Put an image on a target.
 
     Args:
@@ -67,6 +101,10 @@ async def restore(
         open_source: called once, after that.
         settings: how.
         report: told as it goes.
+        fit: called once with both.
+
+    Returns:
+        What was done; the report is told by whoever has nothing more to do.
 
     Raises:
         RestoreError: it was refused, failed, was interrupted, or found differences; the message says in what state the
@@ -74,18 +112,20 @@ async def restore(
         asyncio.CancelledError: interrupted before anything was touched.
     """
     sys.setswitchinterval(_SWITCH)
-    async with _opened(open_target, open_source, report) as (target, source):
-        await _Restore(target, source, settings, report).run()
+    async with _opened(open_target, open_source, fit, report) as (target, source):
+        return await _Restore(target, source, settings, report).run()
 
 
-async def verify(open_target: Callable[[], Target], open_source: Callable[[], Source], report: Report) -> None:
+async def verify(
+    open_target: Callable[[], Target], open_source: Callable[[], Source], report: Report, fit: Fit = as_it_is
+) -> None:
     """Compare a target with an image, as far as the image goes.
 
     Raises:
         Differences: they differ.
         RestoreError: they could not be compared.
     """
-    async with _opened(open_target, open_source, report) as (target, source):
+    async with _opened(open_target, open_source, fit, report) as (target, source):
         progress = _Progress(report, {VERIFYING: lambda: source.expected_size})
         started = time.monotonic()
         try:
@@ -107,18 +147,19 @@ async def verify(open_target: Callable[[], Target], open_source: Callable[[], So
         if different:
             ranges = join([(piece.offset, piece.length) for piece in different])
             raise Differences(f"{target.name} differs from {source.name}", ranges)
-        _finish(report, "Compared", source.least_size, time.monotonic() - started, "every block is the same")
+        _done("Compared", source.least_size, time.monotonic() - started, "every block is the same").tell(report)
 
 
 @asynccontextmanager
 async def _opened(
-    open_target: Callable[[], Target], open_source: Callable[[], Source], report: Report
+    open_target: Callable[[], Target], open_source: Callable[[], Source], fit: Fit, report: Report
 ) -> AsyncIterator[tuple[Target, Source]]:
     """Target and source, open and found to fit."""
     with closing(await _phase(report, "Validating target", open_target)) as target:  # noqa: SIM117 - one after the other
         with closing(await _phase(report, "Validating source", open_source)) as source:
-            _check_sizes(target, source)
-            yield target, source
+            async with fit(source, target) as fitting:
+                check_size(fitting, target)
+                yield target, fitting
 
 
 class _Restore:
@@ -140,14 +181,14 @@ class _Restore:
             totals[VERIFYING] = lambda: source.expected_size
         self._progress = _Progress(report, totals)
 
-    async def run(self) -> None:
+    async def run(self) -> Done:
         await self._ask()
         started = time.monotonic()
         try:
             await _phase(self._report, f"Erasing target device {self._target.name}", self._zero_head, self._in_thread)
             self._erased = True
             await _phase(self._report, "Retrieving scan information", lambda: None)
-            await _phase(self._report, "Validating sizes", lambda: _check_sizes(self._target, self._source))
+            await _phase(self._report, "Validating sizes", lambda: check_size(self._source, self._target))
             with _showing(self._progress):
                 await self._copy()
         except _FAILURES as error:
@@ -159,7 +200,7 @@ class _Restore:
         how = "verified" if self._settings.verify else "not verified"
         if self._settings.delta:
             how += f", {format_size(self._unsent)} of it were there already"
-        _finish(self._report, "Restored", self._source.least_size, time.monotonic() - started, how)
+        return _done("Restored", self._source.least_size, time.monotonic() - started, how)
 
     async def _ask(self) -> None:
         if self._settings.confirm is None:
@@ -462,20 +503,9 @@ async def _phase(
     return result
 
 
-def _check_sizes(target: Target, source: Source) -> None:
-    if target.size < source.least_size:
-        least = "" if source.size is not None else "at least "
-        raise Refused(
-            f"{target.name} is too small: it has {target.size} bytes ({format_size(target.size)}), "
-            f"{source.name} has {least}{source.least_size} ({format_size(source.least_size)})"
-        )
-
-
-def _finish(report: Report, verb: str, size: int, seconds: float, how: str) -> None:
+def _done(verb: str, size: int, seconds: float, how: str) -> Done:
     rate = format_size(int(size / max(seconds, 0.001)))
-    report.finished(
-        f"{verb} {format_size(size)} in {seconds:.1f} s ({rate}/s), {how}", bytes=size, seconds=round(seconds, 3)
-    )
+    return Done(f"{verb} {format_size(size)} in {seconds:.1f} s ({rate}/s), {how}", size, seconds)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -12,6 +12,7 @@ from typing import IO
 from restore.manifest import ManifestError, signature
 from restore.manifest.bmap import Bmap
 from restore.manifest.parsing import FILE_LIMIT, parse
+from restore.source import Image, SourceSettings
 from targetmode.disks.text import format_size
 
 
@@ -54,6 +55,29 @@ def load(image: str | Path, allowed_signers: str | None = None) -> Bmap | None:
     if allowed_signers is not None and not bmap.complete:
         raise ManifestError(f"{path} has ranges without a checksum, which no signature covers; {_scan_it(image)}")
     check_file(bmap, image, status.st_mtime_ns)
+    return bmap
+
+
+def find(image: Image, place: str, settings: SourceSettings, allowed_signers: str | None) -> Bmap | None:
+    """The scan of an image that is open, found to be of its size; None if it has none.
+
+    Args:
+        image: it.
+        place: where it was found.
+        settings: how it was opened.
+        allowed_signers: as for `load`.
+
+    Raises:
+        ManifestError: as `load`, and where the sizes differ.
+        OSError: it cannot be read.
+    """
+    if image.path is None:
+        if allowed_signers is not None:
+            raise ManifestError(f"{place} has no scan that could be signed; capture it first")
+        return None
+    bmap = load(image.path, allowed_signers)
+    if bmap is not None and image.source.size is not None:
+        check_size(bmap, image.path, image.source.size)
     return bmap
 
 

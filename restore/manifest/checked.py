@@ -22,17 +22,12 @@ from nbd.backend import Extent
 from nbd.connection import FileRange
 from restore.manifest.bmap import UNIT, Bmap, Range
 from restore.manifest.scan import zero_digests
-from restore.source import Payload, Source, SourceError
+from restore.source import Payload, Source, SourceError, Unmapped
 from restore.source.payload import add_to, as_memory
 
 _AHEAD: Final = 4  # ranges checked ahead, for each thread
 _MOST_AHEAD: Final = 32  # ranges, each of which may be 1 MiB of memory, and as many behind
 _ZEROES: Final = memoryview(bytes(UNIT))
-
-
-@dataclass(frozen=True, slots=True)
-class Unmapped(Extent):
-    """A run that is no part of the image: it is neither to be written nor verified, and what it holds is undefined."""
 
 
 class Prepared:

@@ -28,6 +28,11 @@ class SourceError(RestoreError):
 
 
 @dataclass(frozen=True, slots=True)
+class Unmapped(Extent):
+    """A run that is no part of the image: it is neither to be written nor verified, and what it holds is undefined."""
+
+
+@dataclass(frozen=True, slots=True)
 class SourceSettings:
     """How a source is to be opened.
 
@@ -89,7 +94,7 @@ class Source(Protocol):
     def sequential(self) -> bool: ...  # noqa: D102
 
     def extents(self) -> Iterator[Extent]:
-        """The runs that make up the image, in order; a hole is zeroes.
+        """The runs that make up the image, in order; a hole is zeroes, unless it is `Unmapped`.
 
         Raises:
             SourceError, OSError: the source failed.

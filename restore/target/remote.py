@@ -83,13 +83,19 @@ class RemoteTarget:
         """How many runs of the server there were so far: a later one may have lost data, or have another disk."""
         return exports.generation((*self._clients, *self._readers), self._met)
 
+    @property
+    def sector_size(self) -> int:
+        """The smallest block that the server takes."""
+        return max(self._clients[0].export.sizes.minimum, 512)
+
     def contents(self) -> str:
         """Partition table, file systems and labels, read over the wire."""
         from targetmode.disks.contents import describe_contents  # only the question needs it
 
         client = self._clients[0]
-        sector = max(client.export.sizes.minimum, 512)
-        return str(describe_contents(lambda offset, length: read_any(client, offset, length), self.size, sector))
+        return str(
+            describe_contents(lambda offset, length: read_any(client, offset, length), self.size, self.sector_size)
+        )
 
     def zeroes(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """What `base:allocation` says."""

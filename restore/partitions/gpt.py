@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from typing import Final
 
 from restore.errors import RestoreError
-from restore.finish import Medium
-from restore.finish.mbr import fit_protective
+from restore.partitions import Medium
+from restore.partitions.mbr import fit_protective
 from targetmode.disks import gpt, mbr
 from targetmode.disks.layout import SECTOR_SIZES, Partition
 from targetmode.disks.text import printable
 
 MOVED: Final = "Backup partition table moved to the end of the disk"
+LEFT: Final = "Partition table left as it is: {}"
 _UNUSED: Final = bytes(16)
 
 
@@ -48,6 +49,11 @@ class GPT:
     def partitions(self) -> tuple[Partition, ...]:
         """The used entries that lie on the disk."""
         return gpt.parse_entries(bytes(self._array), self._entry_size, self._last_lba, self.sector_size)
+
+    @property
+    def made_for(self) -> int:
+        """Bytes of the disk that it says it is on."""
+        return (int(self._header["alternate_lba"]) + 1) * self.sector_size
 
     @property
     def usable_end(self) -> int:
@@ -236,5 +242,5 @@ def move_backup(medium: Medium) -> str | None:
             return None
         table.store()
     except GPTError as error:
-        return f"Partition table left as it is: {printable(str(error))}"
+        return LEFT.format(printable(str(error)))
     return MOVED

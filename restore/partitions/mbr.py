@@ -6,7 +6,7 @@ import secrets
 from typing import Final
 
 from restore.errors import RestoreError
-from restore.finish import Medium
+from restore.partitions import Medium
 from targetmode.disks import mbr
 
 _RECORDS: Final = 446

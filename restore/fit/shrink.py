@@ -105,7 +105,7 @@ async def shrunk(
         await asyncio.to_thread(tools.run, list(map(str, create)))
         report.begin(f"Making {kind} fit")
         arguments = {"overlay": str(overlay), "source": source, "kind": kind, "size": new_size}
-        await in_private("restore.shrink:shrink_in_private", arguments, report)
+        await in_private("restore.fit.shrink:shrink_in_private", arguments, report)
         await asyncio.to_thread(tools.run, ["qemu-img", "resize", "-q", "--shrink", str(overlay), str(new_size)])
         report.done()
         yield Shrunk(overlay, "qcow2", new_size)

@@ -1,0 +1,60 @@
+"""`asr imagescan`, `asr info` and `asr capture`: images are prepared, looked at, and made."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import closing
+
+from restore.errors import Refused
+from restore.report import Report
+from restore.source.detect import open_image
+from restore.verbs.opening import source_settings
+
+
+async def scan(options: argparse.Namespace, report: Report) -> int:
+    """Scan an image; its scan is beside it then.
+
+    Raises:
+        RestoreError: it was refused, or failed.
+    """
+    from restore.manifest.scan import ScanSettings, imagescan
+
+    image = open_image(options.image, source_settings(options, report))
+    with closing(image.source) as source:
+        if image.path is None:
+            raise Refused(f"{options.image} is no image file of this machine, which its scan could lie beside")
+        await imagescan(source, image.path, None, ScanSettings(sign=options.sign), report)
+    return 0
+
+
+async def info(options: argparse.Namespace, report: Report) -> int:
+    """Tell of an image what can be told without reading it all.
+
+    Raises:
+        RestoreError: it cannot be opened.
+    """
+    from restore.manifest.info import describe
+
+    image = open_image(options.image, source_settings(options, report))
+    with closing(image.source) as source:
+        found = describe(source, options.image, image.format, options.verify_signature)
+    print(found.as_plist() if options.plist else found.as_json() if options.json else found.as_text())
+    return 0
+
+
+async def capture(options: argparse.Namespace, report: Report) -> int:
+    """Make a prepared image of a disk, a partition or an export.
+
+    Raises:
+        RestoreError: it was refused, or failed.
+    """
+    from restore.capture import CaptureSettings
+    from restore.capture import capture as run
+
+    image = open_image(options.source, source_settings(options, report))
+    settings = CaptureSettings(
+        compress=options.compress, overwrite=options.overwrite, retries=options.retries, sign=options.sign
+    )
+    with closing(image.source) as source:
+        await run(source, options.target, None, settings, report, reread=getattr(source, "reread", None))
+    return 0
