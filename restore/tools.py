@@ -33,6 +33,7 @@ PACKAGES: Final = {
     "qemu-nbd": "qemu-utils",
     "resize2fs": "e2fsprogs",
     "rsync": "rsync",
+    "setpriv": "util-linux",
     "swaplabel": "util-linux",
     "sync": "coreutils",
     "tune2fs": "e2fsprogs",
