@@ -16,7 +16,7 @@ from restore.source.storage.file import LocalFile
 from restore.source.stream import StreamSource
 
 PLAIN: Final = SourceSettings()
-FORMATS: Final = ("raw",)
+FORMATS: Final = ("raw", "udif")
 """What `--format` takes: what the bytes that are stored are, where they are compressed what they are then."""
 
 
@@ -33,8 +33,13 @@ def open_image(place: str, settings: SourceSettings = PLAIN) -> Image:
         OSError: it cannot be read.
     """
     storage = _open_storage(place)
-    found = settings.format or "raw"
-    return Image(_open_format(storage, found), found, Path(place) if isinstance(storage, LocalFile) else None)
+    try:
+        found = settings.format or _told_by_content(storage)
+        source = _open_format(storage, found, settings)
+    except BaseException:
+        storage.close()
+        raise
+    return Image(source, found, Path(place) if isinstance(storage, LocalFile) else None)
 
 
 def _open_storage(place: str) -> Storage:
@@ -42,10 +47,24 @@ def _open_storage(place: str) -> Storage:
         mode = Path(place).stat().st_mode
     except OSError as error:
         raise Refused(f"{place}: {error.strerror}") from None
+    if stat.S_ISDIR(mode):
+        from restore.source.udif import refuse_bundle
+
+        refuse_bundle(Path(place))
     return BlockDevice(place) if stat.S_ISBLK(mode) else LocalFile(place)
 
 
-def _open_format(storage: Storage, name: str) -> Source:
+def _told_by_content(storage: Storage) -> str:
+    from restore.source.udif import is_udif
+
+    return "udif" if storage.seekable and storage.size is not None and is_udif(storage) else "raw"
+
+
+def _open_format(storage: Storage, name: str, settings: SourceSettings) -> Source:
+    if name == "udif":
+        from restore.source.udif import UdifImage
+
+        return ChunkedSource(UdifImage(storage, settings))
     if storage.seekable and storage.size is not None:
         return ChunkedSource(RawImage(storage, storage.size))
     return StreamSource(RawStream(storage))
