@@ -19,6 +19,7 @@ readonly PACKAGES_TEST=(
   zsh fish man-db groff-base
   rsync acl attr partclone
   bzip2 lz4 pbzip2 pigz tabix xz-utils zstd
+  7zip dmg2img
 )
 
 # shellcheck disable=SC2034  # read by scripts/demo
