@@ -10,9 +10,10 @@ from restore.errors import Refused
 from restore.source import Image, Source, SourceSettings
 from restore.source.chunked import ChunkedSource
 from restore.source.raw import RawImage, RawStream
-from restore.source.storage import Storage
+from restore.source.storage import Networked, Storage
 from restore.source.storage.device import BlockDevice
 from restore.source.storage.file import LocalFile
+from restore.source.storage.url import is_url, open_url
 from restore.source.stream import StreamSource
 
 PLAIN: Final = SourceSettings()
@@ -32,12 +33,14 @@ def open_image(place: str, settings: SourceSettings = PLAIN) -> Image:
         SourceError: it is damaged.
         OSError: it cannot be read.
     """
-    storage = _open_storage(place)
+    storage = _open_storage(place, settings)
     found = settings.format or "raw"
     return Image(_open_format(storage, found), found, Path(place) if isinstance(storage, LocalFile) else None)
 
 
-def _open_storage(place: str) -> Storage:
+def _open_storage(place: str, settings: SourceSettings) -> Storage:
+    if is_url(place):
+        return open_url(place, settings)
     try:
         mode = Path(place).stat().st_mode
     except OSError as error:
@@ -47,5 +50,6 @@ def _open_storage(place: str) -> Storage:
 
 def _open_format(storage: Storage, name: str) -> Source:
     if storage.seekable and storage.size is not None:
-        return ChunkedSource(RawImage(storage, storage.size))
+        workers = storage.connections if isinstance(storage, Networked) else None  # each waits for one range
+        return ChunkedSource(RawImage(storage, storage.size), workers=workers)
     return StreamSource(RawStream(storage))
