@@ -20,6 +20,7 @@ readonly PACKAGES_TEST=(
   rsync acl attr partclone
   bzip2 lz4 pbzip2 pigz tabix xz-utils zstd
   7zip dmg2img
+  nginx-light samba openssh-server
 )
 
 # shellcheck disable=SC2034  # read by scripts/demo
