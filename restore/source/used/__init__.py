@@ -89,7 +89,9 @@ def used_blocks(of: Opened, note: Callable[[str], None]) -> UsedBlocks | None:
         note(f"{of.name}: only root can find out which blocks its file systems use, so all of it counts as used")
         return None
     unused = Runs()
-    hindered: dict[str, list[str]] = {}  # what is missing on this machine, and of which volumes nothing is known for that
+    hindered: dict[
+        str, list[str]
+    ] = {}  # what is missing on this machine, and of which volumes nothing is known for that
     for volume in volumes:
         try:
             found = _unused(of, volume)
