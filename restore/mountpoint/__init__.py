@@ -257,7 +257,7 @@ def _users(row: Row, machine: Machine = HERE) -> str:
             links = [directory / "cwd", directory / "root", directory / "exe", *(directory / "fd").iterdir()]
         except OSError:
             continue
-        if any(_lies_on(link, device) for link in links):
+        if pid != os.getpid() and any(_lies_on(link, device) for link in links):
             found.append(machine.process(pid))
     more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
     return f" by {', '.join(printable(name) for name in found[:_LISTED])}{more}" if found else ""

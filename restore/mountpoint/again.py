@@ -10,11 +10,7 @@ from typing import Final
 
 from restore import tools
 from restore.errors import RestoreError
-from restore.mounting import MOUNTED_AS
 from restore.mountpoint.table import Row, rows
-from targetmode.disks.layout import fd_reader
-from targetmode.disks.machine import block_size_of
-from targetmode.disks.signatures import identify
 
 _FUSE_ONLY: Final = ("user_id=", "group_id=", "blksize=", "default_permissions")
 """What the kernel tells of a FUSE file system, and no FUSE program takes."""
@@ -133,6 +129,11 @@ def _kind_on(device: str) -> str:
         RestoreError: nothing that is mounted.
         OSError: it cannot be read.
     """
+    from restore.mounting import MOUNTED_AS  # the process that mounts again starts faster without
+    from targetmode.disks.layout import fd_reader
+    from targetmode.disks.machine import block_size_of
+    from targetmode.disks.signatures import identify
+
     fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
         signature = identify(fd_reader(fd), block_size_of(fd))

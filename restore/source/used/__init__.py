@@ -166,8 +166,8 @@ def _unused(of: Opened, volume: _Volume) -> Iterator[Run]:
         raise Unmapped("shares blocks with another partition")
     length = volume.end - volume.start
     facts = facts_of(volume.kind, volume.read, length)
-    if facts.swap:
-        runs = Runs([(0, length)])
+    if facts.known is not None:
+        runs = facts.known
     else:
         with loop(of, volume.start, length) as device:
             check_device(facts.kind, device)

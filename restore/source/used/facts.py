@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Final
 
 from restore import tools
-from restore.source.used.runs import Run
+from restore.source.used.runs import Run, Runs
 from targetmode.disks.layout import Reader
 from targetmode.disks.probes.media import field
 from targetmode.disks.signatures import identify
 
 EXT: Final = frozenset({"ext2", "ext3", "ext4"})
-_DIRTY: Final = "was not unmounted cleanly"
+DIRTY: Final = "was not unmounted cleanly"
 _BROKEN: Final = "has a superblock that contradicts itself"
 
 _EXT_VALID, _EXT_ERRORS = 0x1, 0x2
@@ -62,7 +62,7 @@ class Facts:
         unused: bytes that are unused at most, as it counts them itself; None where it does not.
         reserved: what is in use whatever the map says; in bytes.
         nodesize: bytes of a block of metadata, for btrfs.
-        swap: it has no map: all that is not reserved is unused.
+        known: the runs that are unused, where they are known without a map.
     """
 
     kind: str
@@ -70,7 +70,7 @@ class Facts:
     unused: int | None
     reserved: tuple[Run, ...] = ()
     nodesize: int = 0
-    swap: bool = False
+    known: Runs | None = None
 
 
 def kind_of(read: Reader, length: int) -> str:
@@ -117,13 +117,13 @@ def check_device(kind: str, device: Path) -> None:
         # Whatever follows is what there is in the log; none of it matters.
         state = _XFS_STATE.search(tools.run(["xfs_logprint", "-t", device], good=range(256)).out)
         if state is None or state[1] != "CLEAN":
-            raise Unmapped(_DIRTY)
+            raise Unmapped(DIRTY)
     elif kind == "ntfs":
         code = tools.run(["ntfs-3g.probe", "--readwrite", device], good=range(256)).code
         if code == _NTFS_HIBERNATED:
             raise Unmapped("holds a hibernated Windows")
         if code:
-            raise Unmapped(_DIRTY)
+            raise Unmapped(DIRTY)
 
 
 def _ext(kind: str, read: Reader, length: int) -> Facts:
@@ -131,7 +131,7 @@ def _ext(kind: str, read: Reader, length: int) -> Facts:
     block = read(1024, 1024)
     state, incompat, ro_compat = field(block, "<H", 58), field(block, "<I", 96), field(block, "<I", 100)
     if not state & _EXT_VALID or state & _EXT_ERRORS or incompat & _EXT_RECOVER or ro_compat & _EXT_ORPHANS:
-        raise Unmapped(_DIRTY)
+        raise Unmapped(DIRTY)
     if ro_compat & _EXT_BIGALLOC:
         raise Unmapped("has clusters of several blocks (bigalloc)")
     size, count, unused = 1024 << field(block, "<I", 24), field(block, "<I", 4), field(block, "<I", 12)
@@ -160,7 +160,7 @@ def _btrfs(kind: str, read: Reader, length: int) -> Facts:
     """Linux include/uapi/linux/btrfs_tree.h, struct btrfs_super_block."""
     block = read(BTRFS_SUPER, 4096)
     if field(block, "<Q", 96):
-        raise Unmapped(_DIRTY)
+        raise Unmapped(DIRTY)
     if field(block, "<Q", 136) != 1:
         raise Unmapped("lies on several devices")
     if field(block, "<Q", 188) & ~_BTRFS_KNOWN:
@@ -183,20 +183,26 @@ def _fat(kind: str, read: Reader, length: int) -> Facts:
     if clusters <= 0 or (clusters + 2) * bits > fat_sectors * sector * 8 or sectors * sector > length:
         raise Unmapped(_BROKEN)
     if boot[0x41 if wide else 0x25] & 1:  # Linux's mark
-        raise Unmapped(_DIRTY)
-    unused = _fat_unused(read, reserved * sector, clusters, bits)
-    return Facts(kind, sectors * sector, unused * cluster * sector, ((0, data * sector),))
+        raise Unmapped(DIRTY)
+    size, head, whole = cluster * sector, ((0, data * sector),), sectors * sector
+    if bits == 12:
+        free = _fat12_free(read, reserved * sector, clusters)
+        runs = Runs((data * sector + at * size, data * sector + (at + 1) * size) for at in free)
+        return Facts(kind, whole, runs.total, head, known=runs)
+    return Facts(kind, whole, _fat_unused(read, reserved * sector, clusters, bits) * size, head)
+
+
+def _fat12_free(read: Reader, start: int, clusters: int) -> list[int]:
+    """The free clusters, of which there are few: partclone.fat (0.3.23) takes some that are in use for free."""
+    packed = int.from_bytes(read(start, -(-(clusters + 2) * 12 // 8)), "little")
+    return [at for at in range(clusters) if not packed >> 12 * (at + 2) & 0xFFF]
 
 
 def _fat_unused(read: Reader, start: int, clusters: int, bits: int) -> int:
     """How many clusters are free or bad, after a look at the mark of a clean volume, in FAT[1]."""
-    if bits == 12:
-        table = read(start, -(-(clusters + 2) * 12 // 8))
-        packed = int.from_bytes(table, "little")
-        return sum((packed >> 12 * at & 0xFFF) in (0, 0xFF7) for at in range(2, clusters + 2))
     code, width, clean, bad = ("I", 4, 1 << 27, 0x0FFFFFF7) if bits == 32 else ("H", 2, 1 << 15, 0xFFF7)
     if not int.from_bytes(read(start + width, width), "little") & clean:
-        raise Unmapped(_DIRTY)
+        raise Unmapped(DIRTY)
     unused, left, at = 0, clusters * width, start + 2 * width
     while left:
         piece = array(code, read(at, min(left, _FAT_PIECE)))
@@ -210,7 +216,7 @@ def _exfat(kind: str, read: Reader, length: int) -> Facts:
     """Microsoft exFAT file system specification, section 3.1."""
     boot = read(0, 512)
     if field(boot, "<H", 106) & 0b110:  # VolumeDirty, MediaFailure
-        raise Unmapped(_DIRTY)
+        raise Unmapped(DIRTY)
     shift, heap, clusters = boot[108], field(boot, "<I", 88), field(boot, "<I", 92)
     heap_bytes = heap << shift
     return Facts(kind, field(boot, "<Q", 72) << shift, clusters << shift + boot[109], ((0, heap_bytes),))
@@ -229,7 +235,7 @@ def _hfsplus(kind: str, read: Reader, length: int) -> Facts:
     header = read(_HFS_HEADER, 512)
     attributes, size = field(header, ">I", 4), field(header, ">I", 40)
     if not attributes & _HFS_UNMOUNTED or attributes & _HFS_INCONSISTENT:
-        raise Unmapped(_DIRTY)
+        raise Unmapped(DIRTY)
     return Facts(kind, field(header, ">I", 44) * size, field(header, ">I", 48) * size, ((0, 2 * _HFS_HEADER),))
 
 
@@ -251,7 +257,7 @@ def _f2fs(kind: str, read: Reader, length: int) -> Facts:
     end = read((first + packs.index(newest) * segment + blocks - 1) * _F2FS_BLOCK, 8)
     flags = field(newest, "<I", 132)
     if end != newest[:8] or not flags & _F2FS_UNMOUNTED or flags & (_F2FS_FSCK | _F2FS_ERROR):
-        raise Unmapped(_DIRTY)
+        raise Unmapped(DIRTY)
     size, main = field(block, "<Q", 36) * _F2FS_BLOCK, field(block, "<I", 92) * _F2FS_BLOCK
     return Facts(kind, size, size - main - field(newest, "<Q", 16) * _F2FS_BLOCK, ((0, main),))
 
@@ -261,7 +267,7 @@ def _swap(kind: str, read: Reader, length: int) -> Facts:
     signature = identify(read, length)
     if signature is None:
         raise Unmapped(_BROKEN)
-    return Facts(kind, length, None, ((0, signature.offset + 10),), swap=True)
+    return Facts(kind, length, None, ((0, signature.offset + 10),), known=Runs([(0, length)]))
 
 
 _LOOKS: Final[dict[str, Callable[[str, Reader, int], Facts]]] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from restore import tools
-from restore.source.used.facts import EXT, Facts, Unmapped
+from restore.source.used.facts import DIRTY, EXT, Facts, Unmapped
 from restore.source.used.runs import Runs
 from targetmode.disks.text import printable
 
@@ -75,6 +75,8 @@ def unused(device: Path, facts: Facts) -> Runs:
             process.wait()
         errors.seek(0)
         said = errors.read(1 << 16).decode("utf-8", "replace")
+    if status and "uncleanly" in said:
+        raise Unmapped(DIRTY)
     if status:
         raise Unmapped(f"has no map: {Path(program).name}: {_complaint(said, status)}")
     if end != facts.size:
