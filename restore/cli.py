@@ -153,6 +153,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     info.add_argument("--plist", action="store_true")
     info.add_argument("--verify-signature")
     scan.add_argument("--sign")
+    scan.add_argument("--minimize")
     capture.add_argument("--sign")
     capture.add_argument("--source")
     capture.add_argument("--target")
