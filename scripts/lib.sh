@@ -16,10 +16,9 @@ readonly PACKAGES_TEST=(
   squashfs-tools genisoimage cryptsetup-bin lvm2 dmsetup mdadm
   iproute2 procps openssl openssh-client gddrescue
   rsync acl attr
-  zsh fish man-db groff-base
-  rsync acl attr partclone
+  partclone 7zip dmg2img
   bzip2 lz4 pbzip2 pigz tabix xz-utils zstd
-  7zip dmg2img
+  zsh fish man-db groff-base
   nginx-light samba openssh-server
 )
 

@@ -20,6 +20,7 @@ from nbd.uri import NBDURI
 from restore import tools
 from restore.attach import Opened, loop, opened
 from restore.errors import Refused
+from restore.exports import SCHEMES
 from restore.finish.grow import check_ext
 from restore.finish.volumes import Volume, mounted_volume
 from restore.private import in_private, uninterrupted
@@ -113,7 +114,7 @@ async def shrunk(
 
 def _backing(source: str, form: str, offset: int, size: int) -> str:
     """The source as qemu takes a backing file."""
-    is_export = source.startswith(("nbd:", "nbds:", "nbd+", "nbds+"))
+    is_export = source.startswith(SCHEMES)
     where = source if is_export else str(Path(source).resolve())
     if not offset:
         return where

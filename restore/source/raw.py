@@ -9,11 +9,7 @@ from typing import Final
 from nbd.backend import Extent, FileBackend
 from nbd.connection import FileRange
 from restore.source import Zeroes
-<<<<<<< HEAD
-from restore.source.storage import Decoded, InParts, Storage
-=======
-from restore.source.storage import Interruptible, Storage
->>>>>>> url
+from restore.source.storage import Decoded, InParts, Interruptible, Storage
 
 _CHUNK: Final = 4 << 20  # bytes read at a time where the kernel cannot send them from where they are
 

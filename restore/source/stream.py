@@ -15,12 +15,8 @@ from contextlib import suppress
 from typing import Final, Self
 
 from nbd.backend import Extent
-<<<<<<< HEAD
 from restore.source import Promising, SourceError, Stream, Zeroes
-=======
-from restore.source import SourceError, Stream, Zeroes
 from restore.source.storage import Interruptible
->>>>>>> url
 
 UNIT: Final = 1 << 20
 GRAIN: Final = 64 << 10  # runs of zeroes of this size are seen

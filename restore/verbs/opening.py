@@ -10,6 +10,7 @@ from typing import Final
 from nbd.errors import URIError
 from nbd.uri import NBDURI
 from restore.errors import Refused
+from restore.exports import SCHEMES
 from restore.report import Report
 from restore.source import Image, SourceSettings
 from restore.source.detect import open_image
@@ -106,4 +107,4 @@ def open_target(place: str, options: argparse.Namespace, report: Report, *, read
 
 def is_export(place: str) -> bool:
     """Whether a place is an NBD URI."""
-    return place.startswith(("nbd:", "nbds:", "nbd+", "nbds+"))
+    return place.startswith(SCHEMES)

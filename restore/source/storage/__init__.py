@@ -66,7 +66,6 @@ class Storage(Protocol):
 
 
 @runtime_checkable
-<<<<<<< HEAD
 class Decoded(Storage, Protocol):
     """A storage of what is decoded from another, which is how far its size is known.
 
@@ -93,7 +92,9 @@ class InParts(Storage, Protocol):
     def extents(self) -> Iterator[Extent]:
         """As `Chunks.extents`."""
         ...
-=======
+
+
+@runtime_checkable
 class Interruptible(Protocol):
     """What waits for a server, and may do so for long."""
 
@@ -112,4 +113,3 @@ class Networked(Storage, Interruptible, Protocol):
 
     @property
     def connections(self) -> int: ...  # noqa: D102 - see the class
->>>>>>> url

@@ -55,7 +55,7 @@ def test_a_device_smaller_than_its_file_system() -> None:
 )
 def test_what_cannot_be(fields: dict[str, int], message: str) -> None:
     with pytest.raises(SourceError, match=f"^{re.escape(message)}$"):
-        parse_header(header(CONTENT, CRC32, 4, **fields), "x")
+        parse_header(header(CONTENT, CRC32, 4, **fields), "x")  # type: ignore[arg-type]
 
 
 def test_damage() -> None:
