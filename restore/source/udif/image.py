@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -161,7 +160,7 @@ class UdifImage:
             where = f'the {kind.name} run at sector {layout.starts[run] // SECTOR}, in "{layout.blocks[block].name}"'
             raise damaged(self.name, f"{where}, stored at byte {layout.offsets[run]}: {error}") from None
         try:
-            self._checksums.add(block, run, zlib.crc32(data))
+            self._checksums.add(block, run, codecs.crc32(data))
         except DifferentData as error:
             raise damaged(self.name, str(error)) from None
         return data
