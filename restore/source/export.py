@@ -16,7 +16,7 @@ from nbd.uri import NBDURI
 from nbd.wire import StateFlag, TransmissionFlag
 from restore import exports
 from restore.errors import Refused, RestoreError
-from restore.source import SourceError, SourceSettings
+from restore.source import Payload, SourceError, SourceSettings
 from restore.source.buffers import Buffers
 from restore.source.chunked import ChunkedSource
 from restore.source.reads import Reads
@@ -135,6 +135,15 @@ class ExportSource(ChunkedSource):
         """Take over `image`, which has so many connections."""
         super().__init__(image, workers=2 * connections)
         self._image = image
+
+    def payload(self, offset: int, length: int) -> Payload:
+        """Also beside what cannot be read, though that was asked for together with it."""
+        try:
+            return super().payload(offset, length)
+        except SourceError as error:
+            if not isinstance(error.__cause__, RequestFailed):
+                raise
+        return memoryview(self.reread(offset, length))
 
     def reread(self, offset: int, length: int) -> bytes:
         """Ask the server anew for a range, whatever came of it before: for `restore.capture`.

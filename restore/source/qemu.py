@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from nbd.client import Client
-from nbd.errors import NBDError, RequestFailed
+from nbd.errors import NBDError, RequestFailed, URIError
 from nbd.uri import NBDURI
 from restore import tools
 from restore.errors import Refused, say
+from restore.exports import SCHEMES
 from restore.source import SourceError, SourceSettings
 from restore.source.export import ExportImage, ExportSource
 from restore.source.storage.file import LocalFile
@@ -149,7 +150,21 @@ class _Nodes:
                 f"{file.name} does not say in which format its backing file {name} is; "
                 "tell it: qemu-img rebase -u -F FORMAT -b BACKING IMAGE"
             )
+        if form == "raw":
+            if named.backing.startswith(SCHEMES):
+                return self._export(file, named.backing)
+            device = Path(file.name).parent / named.backing
+            if device.is_block_device():
+                return {"driver": "raw", "file": {"driver": "host_device", "filename": str(device)}}
         return self.node(self._open(file, named.backing), form)
+
+    def _export(self, file: LocalFile, name: str) -> dict[str, Any]:
+        """An export that a backing file is; qemu itself takes its name from the image, and none of ours beside it."""
+        try:
+            NBDURI.parse(name)
+        except URIError as error:
+            raise Refused(f"{file.name} has a backing file that cannot be: {error}") from None
+        return {"driver": "raw", "read-only": True}
 
     def _data(self, file: LocalFile, form: str, part: Part) -> LocalFile:
         """A file that holds data of an image. Those of a vmdk lie beside it, where they are what they seem to be."""
