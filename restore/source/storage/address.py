@@ -119,7 +119,11 @@ class Address:
 
     def joined(self, location: str) -> Address:
         """Where a `Location` field leads to from here; without credentials. Raises `Refused`."""
-        found = Address.parse(urljoin(f"{self.origin}{self.target}", location))
+        try:
+            joined = urljoin(f"{self.origin}{self.target}", location)
+        except ValueError:
+            joined = ""
+        found = Address.parse(joined)
         return replace(found, user=None, password=None)
 
     def beside(self, suffix: str) -> Address:

@@ -1,7 +1,8 @@
 """An image behind `http://` or `https://`: ranges over several connections, resumed after a cut, of one version only.
 
 What a server sends is held against what was asked for and against what it said first: the range, the lengths, the size
-of all, `ETag` and `Last-Modified`. A server without ranges is read from the start; a cut then starts over, and skips.
+of all, `ETag` and `Last-Modified`. A server without ranges is read from the start; after a cut that is begun anew, and
+what was had already is compared.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Final, NoReturn
+
+import xxhash
 
 from nbd.connection import FileRange
 from restore.errors import Refused, RestoreError
@@ -29,7 +32,6 @@ _HEAD: Final = 256 << 10  # bytes of the first request, which is to tell everyth
 _UNIT: Final = 1 << 20  # bytes of a piece of what comes without ranges
 _TICK: Final = 2.0  # seconds after which a connection is looked at
 _LAGGING: Final = 16  # times slower than others are: given up for a new one
-_LEAST: Final = 1 << 10  # bytes a second, over the time that a server has: less is no movement
 _OPENINGS: Final = 3  # times that a connection may be lost before anything is known
 _STARTS: Final = 5  # times that an image is begun anew without coming further
 _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)", re.IGNORECASE)
@@ -275,24 +277,20 @@ class HTTPStorage:
         Returns:
             The bytes that came, and if those are fewer why: `whole`, `slow`, or what failed.
         """
-        done = since = 0
-        began = started = time.monotonic()
+        done = 0
+        began = time.monotonic()
         while done < len(buffer):
             if answer.over() != "":
                 break
             count = answer.read_into(buffer[done:], min(_TICK, self._settings.timeout))
             done += count
-            if count:
-                outage.moved()
             if done == len(buffer):
+                outage.moved()
                 break
-            now = time.monotonic()
-            since += count
-            if since >= min(_LEAST * self._settings.timeout, _LEAST * 60):
-                since, started = 0, now
-            elif now - started > self._settings.timeout:
+            outage.arrived(count)
+            if outage.overdue:
                 return done, Lost(f"no movement for {self._settings.timeout:g} seconds")
-            if length is not None and answer.over() == "" and self._pace.lags(done, now - began):
+            if length is not None and answer.over() == "" and self._pace.lags(done, time.monotonic() - began):
                 return done, "slow"
         if length is not None and done == length:
             self._pace.add(length, time.monotonic() - began)
@@ -306,53 +304,46 @@ class HTTPStorage:
     # --- without ranges ---
 
     def _whole(self) -> Iterator[bytes]:
+        """What the server sends, from the start."""
         yield self._head
-        offset = len(self._head)
+        offset = reached = len(self._head)
+        passed = xxhash.xxh3_128(self._head)
         with self._taking:
             answer, self._first = self._first, None
         starts = 0
-        reached = offset
         outage = self._outages.begin()
         while True:
             if answer is None:
-                answer = self._again(offset, outage)
+                answer = self._again(offset, passed.digest(), outage)
             with answer:
-                while True:
+                ended: str | Exception = ""
+                while ended == "":
                     holder = _room(_UNIT)
                     with holder.getbuffer() as buffer:
                         count, ended = self._receive(answer, buffer, None, outage)
                     if count:
+                        piece = holder.getvalue()[:count]
+                        passed.update(piece)
                         offset += count
-                        piece = holder.getvalue()
-                        yield piece if count == _UNIT else piece[:count]
-                    if ended == "more":
-                        self._lies("it is longer than it says")
-                    if ended == "whole":
-                        answer.finish(self._settings.timeout)
-                        return
-                    if ended != "":
-                        break
+                        yield piece
+                        outage.resume()
+                if ended == "more":
+                    self._lies("it is longer than it says")
+                if ended == "whole":
+                    answer.finish(self._settings.timeout)
+                    return
             answer = None
             starts = starts + 1 if offset == reached else 0
             reached = offset
-            self._may_start_over(ended, starts, offset)
+            if starts >= _STARTS:
+                raise RestoreError(
+                    f"{self.name}: the connection was lost {starts} times before byte {offset + 1} had come "
+                    f"({_why(ended)}), and the server does not send ranges; download it first"
+                )
             outage.failed(_why(ended))
 
-    def _may_start_over(self, ended: str | Exception, starts: int, offset: int) -> None:
-        if not self._version.strong and offset > len(self._head):  # which is kept, and compared
-            raise RestoreError(
-                f"{self.name}: the connection was lost at byte {offset} ({_why(ended)}), and the server neither sends "
-                "ranges nor tells versions apart, so that it cannot be resumed; download it first"
-            )
-        if starts >= _STARTS:
-            raise RestoreError(
-                f"{self.name}: the connection was lost {starts} times before byte {offset} was passed "
-                f"({_why(ended)}), and the server does not send ranges; download it first"
-            )
-
-    def _again(self, offset: int, outage: Outage) -> Answer:
-        """A new answer, its first `offset` bytes skipped."""
-        scratch = memoryview(bytearray(_UNIT))
+    def _again(self, offset: int, digest: bytes, outage: Outage) -> Answer:
+        """A new answer, its first `offset` bytes skipped once they were seen to be the same as before."""
         while True:
             try:
                 answer = self._ask({})
@@ -361,17 +352,7 @@ class HTTPStorage:
                 continue
             try:
                 self._judge(answer, 0, 0)
-                if self._version.strong and _Version.of(answer).etag != self._version.etag:
-                    self._changed()
-                skipped = 0
-                while skipped < offset:
-                    count, ended = self._receive(answer, scratch[: min(_UNIT, offset - skipped)], None, outage)
-                    known = self._head[skipped : skipped + count]
-                    if scratch[: len(known)] != known:
-                        self._changed()
-                    skipped += count
-                    if ended != "" and skipped < offset:
-                        raise Lost(_why(ended))
+                self._skip(answer, offset, digest, outage)
                 return answer
             except Lost as error:
                 answer.close()
@@ -379,6 +360,19 @@ class HTTPStorage:
             except BaseException:
                 answer.close()
                 raise
+
+    def _skip(self, answer: Answer, offset: int, digest: bytes, outage: Outage) -> None:
+        buffer = memoryview(bytearray(_UNIT))
+        passed = xxhash.xxh3_128()
+        skipped = 0
+        while skipped < offset:
+            count, ended = self._receive(answer, buffer[: min(_UNIT, offset - skipped)], None, outage)
+            passed.update(buffer[:count])
+            skipped += count
+            if ended != "" and skipped < offset:
+                raise Lost(_why(ended))
+        if passed.digest() != digest:
+            self._changed()
 
     # --- what is wrong ---
 

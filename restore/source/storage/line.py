@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import select
 import socket
-import ssl
-import struct
 import time
 from contextlib import suppress
 from typing import Final
@@ -31,9 +29,6 @@ class Line:
         self.used = self.body = self.ended = self.dry = False
         self.deadline = 0.0
         self.failure: Exception | None = None
-        self._plain = not isinstance(sock, ssl.SSLSocket)
-        if self._plain:
-            sock.settimeout(None)  # the kernel keeps the time, so that one call can wait for all
 
     def makefile(self, mode: str) -> io.BufferedReader[_Incoming]:
         """What the next answer is read from."""
@@ -44,25 +39,18 @@ class Line:
     def send(self, data: bytes, patience: float) -> None:
         """Send a request's head; what it waits for then has to come within so many seconds. Raises `OSError`."""
         self.deadline = time.monotonic() + patience
-        if self._plain:
-            self._limit(socket.SO_SNDTIMEO, patience)
-        else:
-            self.sock.settimeout(patience)
+        self.sock.settimeout(patience)
         self.sock.sendall(data)
 
     def receive(self, buffer: memoryview) -> int | None:
-        """Bytes as they come; as many as there is room for where that is much. None: not by the deadline."""
+        """Bytes as they come; None: not by the deadline."""
         left = self.deadline - time.monotonic()
         if self.dry or left <= 0:
             return None
         try:
-            if not self._plain:
-                self.sock.settimeout(left)
-                count = self.sock.recv_into(buffer)
-            else:
-                self._limit(socket.SO_RCVTIMEO, left)
-                count = self.sock.recv_into(buffer, 0, socket.MSG_WAITALL if len(buffer) > _BUFFER else 0)
-        except (TimeoutError, BlockingIOError):
+            self.sock.settimeout(left)
+            count = self.sock.recv_into(buffer)
+        except TimeoutError:
             return None
         self.ended = not count
         return count
@@ -82,10 +70,6 @@ class Line:
         """Hang up."""
         with suppress(OSError):
             self.sock.close()
-
-    def _limit(self, which: int, seconds: float) -> None:
-        whole = int(seconds)
-        self.sock.setsockopt(socket.SOL_SOCKET, which, struct.pack("ll", whole, int((seconds - whole) * 1e6) + 1))
 
 
 class _Incoming(io.RawIOBase):

@@ -11,6 +11,8 @@ from restore.errors import RestoreError
 
 _PAUSE: Final = 0.1  # seconds before the second attempt, doubled for each further one
 _LONGEST: Final = 5.0
+_LEAST: Final = 1 << 10  # bytes a second, over the time that a server has: less is no movement
+_ENOUGH: Final = 60 << 10  # bytes that always are one
 _QUIET: Final = 10.0  # seconds between two lines about lost connections
 
 
@@ -56,10 +58,26 @@ class Outage:
         self._moved = time.monotonic()
         self._lost: tuple[str, float] | None = None  # why, and when
         self._pause = 0.0
+        self._arrived = 0  # bytes since it moved
+
+    def arrived(self, count: int) -> None:
+        """So many bytes have arrived; only as many as are worth mentioning are a movement."""
+        self._arrived += count
+        if self._arrived >= min(_LEAST * self._all.timeout, _ENOUGH):
+            self.moved()
+
+    @property
+    def overdue(self) -> bool:
+        """There was no movement for too long."""
+        return time.monotonic() - self._moved >= self._all.timeout
+
+    def resume(self) -> None:
+        """It was not waited for until now."""
+        self._moved = time.monotonic()
 
     def moved(self) -> None:
-        """Something has arrived."""
-        self._moved = time.monotonic()
+        """All that was asked for has arrived, or enough of it."""
+        self._moved, self._arrived = time.monotonic(), 0
         if self._lost is not None:
             reason, since = self._lost
             self._lost, self._pause = None, 0.0

@@ -10,7 +10,7 @@ import logging
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 from urllib.parse import unquote
 
 import paramiko
@@ -56,7 +56,7 @@ class SFTP:
                 port,
                 username=user,
                 password=(credentials.password if credentials else None) or None,
-                key_filename=cast(Any, [key for key in keys if Path(key).exists()] or None),
+                key_filename=[key for key in keys if Path(key).exists()] or None,  # type: ignore[arg-type]
                 timeout=limit,
                 banner_timeout=limit,
                 auth_timeout=limit,
@@ -75,8 +75,7 @@ class SFTP:
             ) from None
         except paramiko.AuthenticationException:
             raise Forbidden(
-                f"the server does not let {user!r} in; put a key into ssh-agent or ~/.ssh, "
-                "or the password into ~/.netrc"
+                f"the server does not let {user!r} in; put a key into ssh-agent or ~/.ssh, or a password into ~/.netrc"
             ) from None
         except FileNotFoundError:
             raise Gone from None

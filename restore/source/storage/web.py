@@ -251,8 +251,8 @@ class Web:
         """Hang up."""
         self.interrupt()
         with self._lock:
-            idle, self._idle = self._idle, []
-        for _, line in idle:
+            lines, self._idle = [*self._lines], []
+        for line in lines:
             self.drop(line)
 
     def _next(self, place: Address, location: str) -> Address:
