@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from nbd.backend import Extent
 from nbd.connection import FileRange
@@ -173,6 +173,18 @@ class Zeroes:
     """
 
     length: int
+
+
+@runtime_checkable
+class Promising(Protocol):
+    """A stream that tells beforehand how many bytes it has at least.
+
+    Attributes:
+        least_size: these bytes.
+    """
+
+    @property
+    def least_size(self) -> int: ...  # noqa: D102 - see the class
 
 
 class Stream(Protocol):

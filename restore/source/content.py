@@ -1,4 +1,4 @@
-"""What a storage holds, told by its first bytes: how it is compressed, and what an image that is."""
+"""What a storage holds, told by its first bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import Any, Final, cast
 
 from restore.errors import Refused
-from restore.source.compressed import HEAD, decompressed, sniff
+from restore.source.compressed import HEAD
 from restore.source.storage import Storage
 
 _PARTCLONE: Final = b"partclone-image"
@@ -27,17 +27,6 @@ def head(storage: Storage, length: int = HEAD) -> bytes:
             if len(found) >= length:
                 break
     return bytes(found[:length])
-
-
-def unpacked(storage: Storage) -> tuple[Storage, str | None]:
-    """What is compressed in a storage, and how; the storage itself and None where it is not.
-
-    Raises:
-        SourceError: it is damaged.
-        OSError: it cannot be read.
-    """
-    name = sniff(head(storage))
-    return (storage, None) if name is None else (decompressed(storage, name), name)
 
 
 def told(storage: Storage) -> str:

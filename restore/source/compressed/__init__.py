@@ -2,7 +2,8 @@
 
     input.py, serial.py, parallel.py   stored bytes in; streams decoded bit by bit; parts decoded on all cores
     a format                           cuts what is stored into parts, and checks all that lies between them
-    decoded.py                         what comes out, from the start
+    decoded.py, blocks.py              what comes out, from the start; or at random, where there is an index of parts
+    seekable.py                        zstd's index of frames, read and written
 
 Files that follow one another in one file (members, streams, frames) are all decoded. What else follows is damage, but
 for zeroes behind gzip members.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from restore.source import SourceError
 from restore.source.storage import Storage
 
 FORMATS: Final = ("gzip", "bzip2", "xz", "zstd", "lz4")
@@ -47,8 +49,33 @@ def decompressed(storage: Storage, name: str) -> Storage:
         SourceError: it is damaged, as far as can be told without decoding it.
         OSError: it cannot be read.
     """
-    from restore.source.compressed import bzip2, gzip, lz4, xz, zstd
+    from restore.source.compressed import bzip2, gzip, lz4, seekable, xz, zstd
+    from restore.source.compressed.blocks import LARGEST, DecodedBlocks
     from restore.source.compressed.decoded import DecodedStream
 
+    size = None
+    found = {"xz": xz.read_index, "zstd": seekable.read_seek_table}.get(name, lambda _: None)(storage)
+    if found is not None:
+        index, form = found
+        if len(index) > 1 and index.largest() <= LARGEST:
+            return DecodedBlocks(storage, index, form)
+        size = index.size
     formats = {"gzip": gzip.decode, "bzip2": bzip2.decode, "xz": xz.decode, "zstd": zstd.decode, "lz4": lz4.decode}
-    return DecodedStream(storage, formats[name])
+    return DecodedStream(storage, formats[name], size, _least_size(storage, name) if size is None else size)
+
+
+def _least_size(storage: Storage, name: str) -> int:
+    """Bytes that the first frame says are in it; others may follow."""
+    from restore.source.compressed import lz4, zstd
+    from restore.source.compressed.input import Input
+
+    if name not in ("zstd", "lz4") or not storage.seekable:
+        return 0
+    head = Input(storage.name, iter((storage.read(0, HEAD),)))
+    try:
+        while zstd.is_skippable(head.peek(4)):
+            zstd.skip(head)
+        header = zstd.read_header(head) if name == "zstd" else lz4.read_header(head)
+    except SourceError:  # which decoding will say again
+        return 0
+    return header.size or 0

@@ -19,11 +19,11 @@ class DecodedStream:
     """The decoded bytes of a storage: a `Storage` that can only be streamed."""
 
     seekable: Final = False
-    size: Final = None
 
-    def __init__(self, storage: Storage, decode: Decode, least_size: int = 0) -> None:
-        """Take over `storage`; `least_size` is how many bytes are in it at least, as far as it says."""
+    def __init__(self, storage: Storage, decode: Decode, size: int | None = None, least_size: int = 0) -> None:
+        """Take over `storage`; `size` and `least_size` are how many bytes are in it, as far as it says."""
         self.name = storage.name
+        self.size = size
         self.least_size = least_size
         self._storage = storage
         self._decode = decode
@@ -35,7 +35,7 @@ class DecodedStream:
 
     def stream(self) -> Iterator[bytes]:
         """Decoded on all cores where the format lets one, ahead of who reads; raises `SourceError`, `OSError`."""
-        source = self._input = Input(self._storage)
+        source = self._input = Input(self.name, self._storage.stream())
         for piece in in_order(self._decode(source)):
             if len(piece) <= _PIECE:
                 yield piece

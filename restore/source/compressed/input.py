@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, NoReturn
 
 from restore.source import SourceError
-from restore.source.storage import Storage
 
 _ZEROES: Final = bytes(1 << 16)
 
@@ -18,11 +18,11 @@ class Input:
         position: bytes from the start of what is stored up to what is read next.
     """
 
-    def __init__(self, storage: Storage) -> None:
-        """Begin at the start of `storage`."""
-        self.name = storage.name
+    def __init__(self, name: str, pieces: Iterator[bytes]) -> None:
+        """Take `pieces`, from the first byte on, as `Storage.stream` gives them."""
+        self.name = name
         self.position = 0
-        self._pieces = storage.stream()
+        self._pieces = pieces
         self._piece = b""
         self._at = 0
 

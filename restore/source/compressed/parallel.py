@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 HELD: Final = 64 << 20  # bytes that parts under way may take, or a part for each worker and one where those are larger
+_MEMORY: Final = 4  # of what the machine has, one such part is never passed, but for a single part
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ def workers() -> int:
 def in_order(steps: Iterator[Step]) -> Iterator[bytes]:
     """Carry out jobs a little ahead of who asks; bytes among them are passed on. Raises what those raise."""
     count = workers()
+    most = max(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MEMORY, HELD)
     waiting: deque[tuple[Job, Future[list[bytes]]] | bytes] = deque()
     held = 0
     failure: BaseException | None = None
@@ -60,7 +62,7 @@ def in_order(steps: Iterator[Step]) -> Iterator[bytes]:
                     continue
                 waiting.append(step)
                 held += len(step)
-            while waiting and (step is None or (held > HELD and len(waiting) > count)):
+            while waiting and (step is None or (held > HELD and (len(waiting) > count or held > most))):
                 first = waiting.popleft()
                 if isinstance(first, bytes):
                     held -= len(first)

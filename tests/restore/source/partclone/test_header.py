@@ -15,7 +15,7 @@ CONTENT = Content(100, 4096, {})
 
 
 def test_what_it_says() -> None:
-    found = parse_header(header(Content(100, 4096, {}, 500_000), XXH64, 7, going_on=True), "x")
+    found = parse_header(header(Content(100, 4096, {}, 500_000), XXH64, 7, going_on=1), "x")
     assert found == Header(2, "EXTFS", 500_000, 100, 4096, Mode.XXH64, 7, reseed=False, bitmap=BitmapMode.BIT)
     assert found.size == 500_000
     assert (found.bitmap_start, found.blocks_start) == (110, 110 + 13 + 4)
