@@ -14,8 +14,7 @@ from restore.source.clonezilla import is_clonezilla
 from restore.source.content import open_format, told, unpacked
 from restore.source.storage import Storage
 from restore.source.storage.device import BlockDevice
-from restore.source.storage.file import LocalFile
-from restore.source.storage.split import is_first_part, open_parts
+from restore.source.storage.file import LocalFile, SplitFile, split_parts
 from restore.source.storage.url import is_url, open_url
 from restore.source.stream import StreamSource
 
@@ -53,7 +52,8 @@ def open_image(place: str, settings: SourceSettings = PLAIN) -> Image:
         return _open_device(place, mode, settings)
     if stat.S_ISBLK(mode):
         return _open_content(BlockDevice(place), settings)
-    return _open_content(open_parts(path) if is_first_part(path) else LocalFile(place), settings, path)
+    parts = split_parts(place)
+    return _open_content(SplitFile(parts) if len(parts) > 1 else LocalFile(place), settings, path)
 
 
 def _open_content(storage: Storage, settings: SourceSettings, path: Path | None = None) -> Image:

@@ -9,13 +9,13 @@ from typing import Final
 
 from restore.errors import Refused
 from restore.source.storage import Storage
-from restore.source.storage.split import open_all
+from restore.source.storage.file import LocalFile, SplitFile
 from targetmode.disks.text import printable
 
 _TEXT_LIMIT: Final = 1 << 20  # bytes of a file that only describes
 _COMPRESSIONS: Final = "gz|bz2|lzo|lzma|xz|lzip|lz|lrzip|lrz|lz4|zst|uncomp"
-_IMAGE: Final = re.compile(rf"([^.]+?)(-ptcl)?-img(?:\.({_COMPRESSIONS}))?(?:\.([a-z]{{2,6}}))?")
-_PARTIMAGE: Final = re.compile(r"(\.([a-z]{2,6}|\d{3}))?")
+_IMAGE: Final = re.compile(rf"([^.]+?)(-ptcl)?-img(?:\.({_COMPRESSIONS}))?(?:\.([a-z]{{2,3}}))?")
+_PARTIMAGE: Final = re.compile(r"(\.([a-z]{2,3}|\d{3}))?")
 _UNREADABLE: Final = {"lzo": "lzop", "lzma": "lzma", "lzip": "lzip", "lz": "lzip", "lrzip": "lrzip", "lrz": "lrzip"}
 _ENCRYPTED: Final = {"ecryptfs.info": "eCryptfs", "gocryptfs.info": "gocryptfs", "gocryptfs.conf": "gocryptfs"}
 _VOLUMES: Final = {"lvm_vg_dev.list": "LVM", "luks-dev.list": "LUKS"}
@@ -118,8 +118,26 @@ class Directory:
         return None
 
     def open(self, image: PartitionImage) -> Storage:
-        """The bytes of an image as they are stored; raises `Refused`, `OSError`."""
-        return open_all(self.path, image.stem, image.suffixes)
+        """The bytes of an image as they are stored.
+
+        Raises:
+            Refused: a part of it is missing or too short, or it is in use.
+            OSError: it cannot be read.
+        """
+        whole = self.path / image.stem
+        if not image.suffixes:
+            return LocalFile(str(whole))
+        ordered = sorted(image.suffixes)
+        for number, suffix in enumerate(ordered):
+            if suffix != (expected := _suffix(number, len(ordered[0]))):
+                raise Refused(f"{whole}.{expected} is missing: the image was split, and goes on after it")
+        paths = [self.path / f"{image.stem}.{suffix}" for suffix in ordered]
+        most = paths[0].stat().st_size
+        for path in paths[1:]:
+            size = path.stat().st_size
+            if size > most or (size < most and path != paths[-1]):
+                raise Refused(f"{path} has {size} bytes, {paths[0].name} {most}: a part of the image is not whole")
+        return SplitFile([str(path) for path in paths])
 
     def _refuse_volume(self, partition: str) -> None:
         """A partition that held others has images of those, under names of their own."""
@@ -134,3 +152,12 @@ class Directory:
             if printable(word) != word or word.startswith("."):
                 raise Refused(f"{self.path / name} does not list disks or partitions")
         return tuple(dict.fromkeys(word.replace("/", "-") for word in words))
+
+
+def _suffix(number: int, letters: int) -> str:
+    """What `split` appends to the name of a part, counted from 0."""
+    text = ""
+    for _ in range(letters):
+        number, letter = divmod(number, 26)
+        text = chr(ord("a") + letter) + text
+    return text

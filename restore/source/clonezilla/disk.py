@@ -132,12 +132,7 @@ def _partition(directory: Directory, name: str, partition: Partition, settings: 
 
 
 def _imaged(directory: Directory, name: str, partition: Partition, image: PartitionImage) -> Piece:
-    storage = directory.open(image)
-    try:
-        stream, is_raw = _stream(storage)
-    except BaseException:
-        storage.close()
-        raise
+    stream, is_raw = _stream(directory.open(image))
     if stream.size is not None and stream.size > partition.length:
         stream.close()
         raise Refused(f"{stream.name} is of {stream.size} bytes; partition {name} has only {partition.length}")
@@ -146,11 +141,15 @@ def _imaged(directory: Directory, name: str, partition: Partition, image: Partit
 
 
 def _stream(storage: Storage) -> tuple[Stream, bool]:
-    """An image of a partition, and whether it is of all its bytes."""
-    inner, _ = unpacked(storage)
-    if told(inner) == "partclone":
-        return PartcloneStream(inner), False
-    return RawStream(inner), True
+    """An image of a partition, in a storage that is taken over, and whether it is of all its bytes."""
+    try:
+        storage, _ = unpacked(storage)
+        if told(storage) == "partclone":
+            return PartcloneStream(storage), False
+        return RawStream(storage), True
+    except BaseException:
+        storage.close()
+        raise
 
 
 def _in_order(directory: Directory, disk: str, tables: Tables, pieces: list[Piece]) -> tuple[Piece, ...]:

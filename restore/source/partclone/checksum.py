@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Final, Protocol
 
 import xxhash
 
 from restore.source.partclone.header import Header, Mode
+
+try:
+    from isal.isal_zlib import crc32
+except ImportError:  # there is none for this processor
+    from zlib import crc32
 
 
 class Checksum(Protocol):
@@ -48,7 +52,7 @@ class _CRC32:
         self._value = 0
 
     def update(self, data: memoryview) -> None:
-        self._value = zlib.crc32(data, self._value)
+        self._value = crc32(data, self._value)
 
     def value(self) -> bytes:
         return (self._value ^ 0xFFFFFFFF).to_bytes(4, "little")
@@ -83,7 +87,7 @@ class _FirstBytes:
                 block = self._blocks.get(first)
                 if block is None:
                     block = self._blocks[first] = bytes((first,)) * self._block_size
-                self._value = zlib.crc32(block, self._value)
+                self._value = crc32(block, self._value)
                 self._left = self._block_size
             count = min(self._left, len(data) - at)
             at += count

@@ -145,7 +145,12 @@ def replace(path: Path, old: str, new: str) -> None:
 def test_nothing_is_touched_when_refused(copy: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"\xa5" * SIZE)
-    (copy / "sda5.ext4-ptcl-img.gz.ac").unlink()
+    part = copy / "sda5.ext4-ptcl-img.gz.ac"
+    with part.open("ab") as file:
+        file.truncate(999_999)
+    line = f"{part} has 999999 bytes, sda5.ext4-ptcl-img.gz.aa 1000000: a part of the image is not whole"
+    assert failed(restore(copy, target)) == line
+    part.unlink()
     line = failed(restore(copy, target))
     assert line == f"{copy}/sda5.ext4-ptcl-img.gz.ac is missing: the image was split, and goes on after it"
     assert_same_bytes(target.read_bytes(), b"\xa5" * SIZE)

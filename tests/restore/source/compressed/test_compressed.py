@@ -30,7 +30,7 @@ def name_of(tool: str) -> str:
     return NAMES.get(word, word)
 
 
-def error_of(data: bytes, form: str) -> str:
+def error_of(data: bytes | bytearray, form: str) -> str:
     """What is said of a damaged file, and is the same whether it can be read at random or not."""
     said = set()
     for seekable in (True, False):

@@ -25,7 +25,7 @@ SIZES: Final = {NONE: 0, CRC32: 4, XXH64: 8, XXH128: 16}
 QUIET: Final = ("-q", "-f", "1")  # it waits for its progress to be shown, so much at least
 
 
-def crc(data: bytes) -> int:
+def crc(data: bytes | bytearray) -> int:
     """As partclone has it."""
     return zlib.crc32(data) ^ 0xFFFFFFFF
 
@@ -61,7 +61,7 @@ class Content:
         return bytes(data)
 
 
-def header(content: Content, kind: int, each: int, *, going_on: bool = False, bits: int = 1, **fields: int) -> bytes:
+def header(content: Content, kind: int, each: int, going_on: int = 0, bits: int = 1, **fields: int) -> bytes:
     """A header of version 0002; any of its fields may be told apart."""
     used = len(content.blocks)
     values = {
@@ -76,7 +76,7 @@ def header(content: Content, kind: int, each: int, *, going_on: bool = False, bi
         "mode": kind,
         "size": SIZES[kind],
         "per": each,
-        "reseed": int(not going_on),
+        "reseed": 1 - going_on,
         "bitmap": bits,
         **fields,
     }
@@ -89,7 +89,7 @@ def image(content: Content, mode: int = CRC32, per: int = 4, *, reseed: bool = T
     bits = bytearray(-(-content.total // 8))
     for number in content.blocks:
         bits[number // 8] |= 1 << number % 8
-    stored = header(content, mode, per, going_on=not reseed, bits=bitmap)
+    stored = header(content, mode, per, going_on=int(not reseed), bits=bitmap)
     if bitmap:
         stored += bytes(bits) + crc(bytes(bits)).to_bytes(4, "little")
     return stored + b"".join(_strips([content.blocks[number] for number in sorted(content.blocks)], mode, per, reseed))

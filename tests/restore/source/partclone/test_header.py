@@ -15,7 +15,7 @@ CONTENT = Content(100, 4096, {})
 
 
 def test_what_it_says() -> None:
-    found = parse_header(header(Content(100, 4096, {}, 500_000), XXH64, 7, going_on=True), "x")
+    found = parse_header(header(Content(100, 4096, {}, 500_000), XXH64, 7, going_on=1), "x")
     assert found == Header(2, "EXTFS", 500_000, 100, 4096, Mode.XXH64, 7, reseed=False, bitmap=BitmapMode.BIT)
     assert found.size == 500_000
     assert (found.bitmap_start, found.blocks_start) == (110, 110 + 13 + 4)
@@ -55,7 +55,7 @@ def test_a_device_smaller_than_its_file_system() -> None:
 )
 def test_what_cannot_be(fields: dict[str, int], message: str) -> None:
     with pytest.raises(SourceError, match=f"^{re.escape(message)}$"):
-        parse_header(header(CONTENT, CRC32, 4, **fields), "x")  # type: ignore[arg-type]
+        parse_header(header(CONTENT, CRC32, 4, **fields), "x")
 
 
 def test_damage() -> None:

@@ -227,7 +227,7 @@ def test_any_damage_is_found(content: Content, mode: int, per: int, reseed: bool
 @examples(200)
 def test_a_hostile_header(content: Content, tail: bytes, fields: dict[str, int]) -> None:
     """Decoded, or a `SourceError`; whatever it says, with the right CRC-32."""
-    made = header(content, CRC32, 4, **fields) + image(content)[110:] + tail  # type: ignore[arg-type]
+    made = header(content, CRC32, 4, **fields) + image(content)[110:] + tail
     for decode in (at_random, streamed):
         try:
             decode(made)
