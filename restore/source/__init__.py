@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from nbd.backend import Extent
 from nbd.connection import FileRange
@@ -125,6 +125,22 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of it; of a `reader` before what it is one of."""
+        ...
+
+
+@runtime_checkable
+class Forgetful(Protocol):
+    """A `Source` that can read a range once more, past what it or the kernel keeps of it: whose fault was it?
+
+    Attributes:
+        checked: what is read is compared with a scan, so that what is handed out is right.
+    """
+
+    @property
+    def checked(self) -> bool: ...  # noqa: D102 - see the class
+
+    def forget(self, offset: int, length: int) -> None:
+        """Have a range read anew when it is asked for next; what was handed out of it before stays as it is."""
         ...
 
 
