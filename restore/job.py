@@ -276,9 +276,8 @@ class _Restore:
                 ranges,
             )
         if damaged:
-            what = (
-                "1 range was damaged; it is" if len(damaged) == 1 else f"{len(damaged)} ranges were damaged; they are"
-            )
+            one = len(damaged) == 1
+            what = "1 range was damaged; it is" if one else f"{len(damaged)} ranges were damaged; they are"
             self._report.note(f"the transfer, or a bad write, was at fault: {what} right now")
 
     def _still_matches(self, pieces: list[Piece]) -> str:
