@@ -5,34 +5,26 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from restore.errors import Differences, RestoreError, say
-from restore.report import Report, make_report
+from restore.grammar import parse
+from restore.grammar.telling import tell
+from restore.report import Report, make_report, put
 from targetmode.disks.streams import prepare_streams
 
 INTERRUPTED: Final = "interrupted; nothing was touched"
-_LEGACY = re.compile(r"-[A-Za-z][A-Za-z0-9-]+")  # asr(8) takes -source for --source
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def main(arguments: Sequence[str] | None = None, *, program: str = "asr") -> int:
     """Run the command; its exit status: 0 done, 1 failed, 2 wrong usage, 3 differences found."""
     prepare_streams()
-    given = [_modern(word) for word in (sys.argv[1:] if arguments is None else arguments)]
-    parser = _parser(program)
-    options = parser.parse_args(given)
-    if options.command == "help":
-        print(parser.format_help())
-        return 0
-    if options.command == "version":
-        from importlib.metadata import version
-
-        print(f"asr {version('targetmode')}")
+    options = parse(sys.argv[1:] if arguments is None else arguments, program)
+    if (text := tell(options, program)) is not None:
+        put(sys.stdout, text)
         return 0
     report = make_report(as_json=options.json, puppetstrings=getattr(options, "puppetstrings", False))
     try:
@@ -103,6 +95,8 @@ async def _run(options: argparse.Namespace, report: Report) -> int:
     return await verb(options, report)
 
 
+<<<<<<< HEAD
+=======
 def _modern(word: str) -> str:
     """`--source` for `-source`; a single letter, a number or a value is left alone."""
     return f"-{word}" if _LEGACY.fullmatch(word.partition("=")[0]) else word
@@ -218,5 +212,6 @@ def _rate(text: str) -> int:
     return value
 
 
+>>>>>>> prepared
 if __name__ == "__main__":
     sys.exit(main())

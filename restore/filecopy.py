@@ -55,7 +55,9 @@ class Copied:
     size: int
 
 
-async def copy_files(source: Place, target: Place, report: Report, *, verify: bool = True) -> Copied:
+async def copy_files(
+    source: Place, target: Place, report: Report, *, verify: bool = True, max_rate: int | None = None
+) -> Copied:
     """Copy the files of one file system onto another.
 
     Args:
@@ -63,13 +65,14 @@ async def copy_files(source: Place, target: Place, report: Report, *, verify: bo
         target: where they go; `Place.option` names its option.
         report: is told of progress.
         verify: compare all of it afterwards.
+        max_rate: most bytes per second, None for no limit.
 
     Raises:
         Refused: before anything was written.
         FileDifferences: verification failed.
         RestoreError: the copy failed; the target is a whole file system with a part of the files.
     """
-    arguments = {"source": asdict(source), "target": asdict(target), "verify": verify}
+    arguments = {"source": asdict(source), "target": asdict(target), "verify": verify, "max_rate": max_rate}
     found = await in_private("restore.filecopy:copy_in_private", arguments, report)
     if found["differences"]:
         raise FileDifferences(found["differences"])
@@ -77,7 +80,13 @@ async def copy_files(source: Place, target: Place, report: Report, *, verify: bo
 
 
 def copy_in_private(
-    report: Report, directory: Path, *, source: dict[str, str], target: dict[str, str], verify: bool
+    report: Report,
+    directory: Path,
+    *,
+    source: dict[str, str],
+    target: dict[str, str],
+    verify: bool,
+    max_rate: int | None,
 ) -> dict[str, object]:
     """What `copy_files` does, in the private process."""
     tools.find("rsync")
@@ -98,7 +107,7 @@ def copy_in_private(
             for note in (origin.note, goal.note, keeps.lost and f"{goal.kind} keeps no {keeps.lost}"):
                 if note:
                     report.note(note)
-            _rsync(origin, goal, keeps, size, report)
+            _rsync(origin, goal, keeps, size, max_rate, report)
         differences = []
         if verify:
             if under is not None:
@@ -162,7 +171,7 @@ def _blocks(path: bytes) -> int:
     return status.st_blocks * 512 if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 else 0
 
 
-def _rsync(origin: Mounted, goal: Mounted, keeps: Profile, size: int, report: Report) -> None:
+def _rsync(origin: Mounted, goal: Mounted, keeps: Profile, size: int, max_rate: int | None, report: Report) -> None:
     """Run rsync, its count of bytes on the way to the report.
 
     `--ignore-times` has it look at every file, `--whole-file` not compare blocks, `--force` put what is no directory in
@@ -172,6 +181,7 @@ def _rsync(origin: Mounted, goal: Mounted, keeps: Profile, size: int, report: Re
     command = [
         *(tools.find("rsync"), *keeps.rsync, "--numeric-ids", "--ignore-times", "--whole-file", "--force"),
         *([f"--exclude=/{skipped.decode()}"] if skipped else []),
+        *([f"--bwlimit={max_rate / 1024:.2f}"] if max_rate else []),
         *("--no-inc-recursive", "--info=progress2,nonreg0", "--no-human-readable", "--outbuf=N"),
         *(f"{origin.root}/", f"{goal.root}/"),
     ]

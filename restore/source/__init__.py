@@ -196,6 +196,18 @@ class Zeroes:
     length: int
 
 
+@runtime_checkable
+class Promising(Protocol):
+    """A stream that tells beforehand how many bytes it has at least.
+
+    Attributes:
+        least_size: these bytes.
+    """
+
+    @property
+    def least_size(self) -> int: ...  # noqa: D102 - see the class
+
+
 class Stream(Protocol):
     """A format that can only be decoded from its start.
 

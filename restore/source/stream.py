@@ -15,7 +15,12 @@ from contextlib import suppress
 from typing import Final, Self
 
 from nbd.backend import Extent
+<<<<<<< HEAD
+from restore.source import Promising, SourceError, Stream, Zeroes
+=======
 from restore.source import SourceError, Stream, Zeroes
+from restore.source.storage import Interruptible
+>>>>>>> url
 
 UNIT: Final = 1 << 20
 GRAIN: Final = 64 << 10  # runs of zeroes of this size are seen
@@ -41,7 +46,7 @@ class StreamSource:
         """
         self.name = stream.name
         self._stream = stream
-        self._known = _Known(stream.size)
+        self._known = _Known(stream.size, stream.least_size if isinstance(stream, Promising) else 0)
         self._original = True
         self._window = _Window(stream, self._known)
         try:
@@ -57,14 +62,14 @@ class StreamSource:
 
     @property
     def least_size(self) -> int:
-        """What was decoded so far."""
-        return self._known.size or self._known.decoded
+        """What was decoded so far, or what the format says before that."""
+        return self._known.size or max(self._known.decoded, self._known.told)
 
     @property
     def expected_size(self) -> int:
         """From how much of what is stored was decoded to how much."""
         fraction = self._stream.fraction()
-        return self._known.size or int(self._known.decoded / max(min(fraction, 1.0), 0.001))
+        return self._known.size or max(int(self._known.decoded / max(min(fraction, 1.0), 0.001)), self._known.told)
 
     def extents(self) -> Iterator[Extent]:
         """Found as it is decoded."""
@@ -108,6 +113,8 @@ class StreamSource:
 
     def close(self) -> None:
         """Stop decoding, and close it."""
+        if self._original and isinstance(self._stream, Interruptible):
+            self._stream.interrupt()
         self._leave()
         if self._original:
             self._stream.close()
@@ -133,8 +140,9 @@ class _Gone(Exception):
 class _Known:
     """What has become known of a stream's size."""
 
-    def __init__(self, size: int | None) -> None:
+    def __init__(self, size: int | None, told: int) -> None:
         self.size = size
+        self.told = told
         self.decoded = 0
 
 

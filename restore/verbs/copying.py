@@ -21,15 +21,6 @@ from restore.verbs.opening import is_export, open_prepared
 from targetmode.disks.text import format_size
 
 _CHECKING = "Checking"
-_BLOCKS_ONLY = {
-    "delta": "--delta",
-    "grow": "--grow",
-    "new_ids": "--new-ids",
-    "hostname": "--hostname",
-    "keep_unmapped": "--keep-unmapped",
-    "keep_table": "--keep-table",
-    "max_rate": "--max-rate",
-}
 
 
 async def copy(options: argparse.Namespace, report: Report) -> int:
@@ -41,15 +32,12 @@ async def copy(options: argparse.Namespace, report: Report) -> int:
     Raises:
         RestoreError: it was refused or failed, or found differences.
     """
-    for name, option in _BLOCKS_ONLY.items():
-        if getattr(options, name):
-            raise Refused(f"{option} is for a restore with --erase; without that files are copied")
     if len(options.target) > 1:
         raise Refused("a file copy has one target; several at once need --erase")
     (where,) = options.target
     target = Place(where, options.target_partition, "--target-partition")
     async with _mountable(options, report) as source:
-        copied = await copy_files(source, target, report, verify=not options.noverify)
+        copied = await copy_files(source, target, report, verify=not options.noverify, max_rate=options.max_rate)
     verified = "verified" if not options.noverify else "not verified"
     report.finished(
         f"Copied {copied.items} items ({format_size(copied.size)}), {verified}", items=copied.items, bytes=copied.size
