@@ -32,6 +32,7 @@ class StreamSource:
     """A `Source` over a `Stream`."""
 
     sequential: Final = True
+    checked: Final = False
 
     def __init__(self, stream: Stream) -> None:
         """Take over `stream`, which `close` closes, and decode the first unit.
@@ -86,6 +87,13 @@ class StreamSource:
             offset += count
             length -= count
         return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+
+    def forget(self, offset: int, length: int) -> None:
+        """All that was decoded: it begins again from the start."""
+        self._leave()
+        self._window = _Window(self._stream, self._known, wanted=offset // UNIT)
+        if offset < UNIT:
+            self._head = self._window.unit(0)
 
     def reader(self) -> Self:
         """Shares the window until one of them is left behind."""

@@ -60,7 +60,8 @@ def open_prepared(place: str, options: argparse.Namespace, report: Report) -> Im
         if bmap is None:
             _check_unscanned(place, options)
             return image
-        prepared = Prepared(image.source, bmap, keep_unmapped=chosen.get("keep_unmapped", False))
+        keep = chosen.get("keep_unmapped", False)
+        prepared = Prepared(image.source, bmap, keep_unmapped=keep, notify=report.note)
     except BaseException:
         image.source.close()
         raise

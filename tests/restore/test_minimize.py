@@ -128,7 +128,7 @@ def test_minimized(scheme: str, kind: str, size: int, most: int, tmp_path: Path)
         if number is not None:
             checked(extracted(target, 1), "vfat")
     room = int(in_filesystem(part, kind, "df -BM --output=size . | tail -1").strip().removesuffix("M"))
-    assert room > 300
+    assert room > 250
     nothing_left_of(tmp_path)
 
 
