@@ -17,7 +17,10 @@ readonly PACKAGES_TEST=(
   iproute2 procps openssl openssh-client gddrescue
   rsync acl attr
   zsh fish man-db groff-base
+  rsync acl attr partclone
   bzip2 lz4 pbzip2 pigz tabix xz-utils zstd
+  7zip dmg2img
+  nginx-light samba openssh-server
 )
 
 # shellcheck disable=SC2034  # read by scripts/demo

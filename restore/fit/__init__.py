@@ -3,6 +3,7 @@
 sizes.py    which partition of an image does not fit
 table.py    the backup GPT at the end of a larger disk
 shrink.py   a file system made smaller than a target, on an overlay
+smallest.py a file system, its partition and its disk made as small as they can be, for restore/minimize.py
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ async def fitted(
         check_size(source, target)
         raise AssertionError("it does not fit")
     async with AsyncExitStack() as stack:
-        form = FORMS.get(image.format)
+        form = attachable(image, place)
         if form is None or isinstance(image.source, Prepared):  # its checks are to be made on all that is read
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="asr-"))
             place, form = str(await spill(source, Path(directory), report)), "raw"
@@ -81,3 +82,13 @@ async def fitted(
         opened = open_image(str(smaller.path), SourceSettings(format=smaller.form, allow_backing=True)).source
         opened.name = source.name
         yield stack.enter_context(closing(opened))
+
+
+def attachable(image: Image, place: str) -> str | None:
+    """The format that an image can be attached in as it lies, as qemu-img names it; None where it has to be decoded.
+
+    An image that is split, compressed or behind a URL is no such thing, though its bytes are raw in the end.
+    """
+    form = FORMS.get(image.format)
+    as_it_lies = image.path is not None or place.startswith("nbd") or Path(place).is_block_device()
+    return form if as_it_lies else None

@@ -32,9 +32,28 @@ def open_image(place: str, settings: SourceSettings = PLAIN) -> Image:
         SourceError: it is damaged.
         OSError: it cannot be read.
     """
+    if (image := _open_device(place, settings)) is not None:
+        return image
     storage = _open_storage(place)
     source, found = _open_format(storage, settings.format)
     return Image(source, found, Path(place) if isinstance(storage, LocalFile | SplitFile) else None)
+
+
+def _open_device(place: str, settings: SourceSettings) -> Image | None:
+    """A mount point, or a block device that is an image as it is; None for anything else."""
+    try:
+        mode = Path(place).stat().st_mode
+    except (OSError, ValueError):
+        return None
+    if not stat.S_ISDIR(mode) and (not stat.S_ISBLK(mode) or settings.format not in (None, "raw")):
+        return None
+    from restore.source.device import DeviceImage
+    from restore.source.volume import open_volume
+
+    chunks = open_volume(place, settings)
+    if chunks is None and stat.S_ISDIR(mode):
+        raise Refused(f"{place} is a directory, not a disk, image or mount point")
+    return Image(ChunkedSource(chunks or DeviceImage(BlockDevice(place), settings)), "raw")
 
 
 def _open_storage(place: str) -> Storage:

@@ -9,7 +9,11 @@ from typing import Final
 from nbd.backend import Extent, FileBackend
 from nbd.connection import FileRange
 from restore.source import Zeroes
+<<<<<<< HEAD
 from restore.source.storage import Decoded, InParts, Storage
+=======
+from restore.source.storage import Interruptible, Storage
+>>>>>>> url
 
 _CHUNK: Final = 4 << 20  # bytes read at a time where the kernel cannot send them from where they are
 
@@ -61,6 +65,11 @@ class RawImage:
         """As the storage tells."""
         self._storage.check_unchanged()
 
+    def interrupt(self) -> None:
+        """Have what waits for a server fail now."""
+        if isinstance(self._storage, Interruptible):
+            self._storage.interrupt()
+
     def close(self) -> None:
         """Close it."""
         self._storage.close()
@@ -93,6 +102,11 @@ class RawStream:
     def check_unchanged(self) -> None:
         """As the storage tells."""
         self._storage.check_unchanged()
+
+    def interrupt(self) -> None:
+        """Have what waits for a server fail now."""
+        if isinstance(self._storage, Interruptible):
+            self._storage.interrupt()
 
     def close(self) -> None:
         """Close it."""

@@ -15,7 +15,12 @@ from contextlib import suppress
 from typing import Final, Self
 
 from nbd.backend import Extent
+<<<<<<< HEAD
 from restore.source import Promising, SourceError, Stream, Zeroes
+=======
+from restore.source import SourceError, Stream, Zeroes
+from restore.source.storage import Interruptible
+>>>>>>> url
 
 UNIT: Final = 1 << 20
 GRAIN: Final = 64 << 10  # runs of zeroes of this size are seen
@@ -100,6 +105,8 @@ class StreamSource:
 
     def close(self) -> None:
         """Stop decoding, and close it."""
+        if self._original and isinstance(self._stream, Interruptible):
+            self._stream.interrupt()
         self._leave()
         if self._original:
             self._stream.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import closing
+from pathlib import Path
 
 from restore.errors import Refused
 from restore.report import Report
@@ -12,7 +13,7 @@ from restore.verbs.opening import source_settings
 
 
 async def scan(options: argparse.Namespace, report: Report) -> int:
-    """Scan an image; its scan is beside it then.
+    """Scan an image; its scan is beside it then. With --minimize a copy that is shrunk to its contents comes first.
 
     Raises:
         RestoreError: it was refused, or failed.
@@ -23,7 +24,12 @@ async def scan(options: argparse.Namespace, report: Report) -> int:
     with closing(image.source) as source:
         if image.path is None:
             raise Refused(f"{options.image} is no image file of this machine, which its scan could lie beside")
-        await imagescan(source, image.path, None, ScanSettings(sign=options.sign), report)
+        settings = ScanSettings(sign=options.sign)
+        if vars(options).get("minimize") is not None:
+            from restore.minimize import minimize
+
+            await minimize(image, options.image, Path(options.minimize), settings, report)
+        await imagescan(source, image.path, None, settings, report)
     return 0
 
 
