@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn
 
 from restore.grammar import spellings
 from restore.grammar.usage import Parser
@@ -68,9 +67,3 @@ def parse(arguments: Sequence[str], program: str = "asr") -> argparse.Namespace:
     options = chosen.parse(rest, arguments)
     check(options, chosen)
     return options
-
-
-def usage_error(options: argparse.Namespace, message: str) -> NoReturn:
-    """End as wrong usage does: status 2, one line that ends with where to read more."""
-    parser: Parser = options.parser
-    parser.error(message)

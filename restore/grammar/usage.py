@@ -88,7 +88,7 @@ class Parser(argparse.ArgumentParser):
             program=self.prog,
             examples=examples,
         )
-        verb.set_defaults(command=name, parser=verb)
+        verb.set_defaults(command=name)
         verb._own_name, verb._siblings = name, self.verbs
         self.verbs[name] = verb
         return verb

@@ -212,7 +212,7 @@ def _verify(parser: Parser) -> Parser:
 def _imagescan(parser: Parser) -> Parser:
     verb = parser.add_verb(
         "imagescan",
-        "prepare an image: checksums and a map of what is used, in IMAGE.bmap",
+        "prepare an image: checksums, and a map of what is used",
         synopsis="IMAGE [options]",
         description=(
             "Reads an image once and writes IMAGE.bmap beside it: which blocks are used, and a SHA-256 and a BLAKE3 of "

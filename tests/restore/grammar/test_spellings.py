@@ -72,7 +72,6 @@ def test_forms(typed: str, modern: str) -> None:
 def test_a_form_without_a_verb_is_a_restore() -> None:
     old = parse(["-source", "x.dmg", "-target", "/dev/sdz", "-erase", "-noprompt", "-nocheck"])
     new = parse(["restore", "--source", "x.dmg", "--target", "/dev/sdz", "--erase", "--noprompt", "--noverify"])
-    del old.parser, new.parser
     assert old == new
     assert (old.command, old.source, old.target) == ("restore", "x.dmg", ["/dev/sdz"])
 

@@ -77,7 +77,7 @@ def test_it_is_there_at_once() -> None:
 
     def least(*command: str) -> float:
         times = []
-        for _ in range(5):
+        for _ in range(3):
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             subprocess.run([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)

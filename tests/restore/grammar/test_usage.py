@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restore.grammar import make_parser, parse, usage_error
+from restore.grammar import make_parser, parse
 from tests.support import examples
 
 WRONG = [
@@ -53,14 +53,6 @@ def test_the_other_program_names_itself(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         parse(["restore", "-source", "x"], "targetmode")
     assert capsys.readouterr().err == "targetmode: --target TARGET is missing (see: targetmode restore --help)\n"
-
-
-def test_what_is_found_later_is_told_alike(capsys: pytest.CaptureFixture[str]) -> None:
-    options = parse(["info", "x"])
-    with pytest.raises(SystemExit) as caught:
-        usage_error(options, "that is\nnot so")
-    assert caught.value.code == 2
-    assert capsys.readouterr() == ("", "asr: that is not so (see: asr help info)\n")
 
 
 VERBS = tuple(make_parser().verbs)

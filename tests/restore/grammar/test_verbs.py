@@ -54,7 +54,7 @@ OWN: dict[str, dict[str, Any]] = {
         "delta": False,
         "max_rate": None,
     },
-    "verify": {"source": "x", "target": "y"},
+    "verify": {"source": "x", "target": "y", "keep_table": False},
     "imagescan": {"image": "x", "sign": None, "minimize": None, "nostream": False, "sha256": False},
     "info": {"image": "x", "plist": False},
     "capture": {
@@ -97,7 +97,7 @@ def test_what_goes_without_saying(verb: str) -> None:
         ("restore -s x -t y --format raw", "format", "raw"),
         ("restore -s x -t y --timeout 2.5", "timeout", 2.5),
         ("restore -s x -t y --connections 4", "connections", 4),
-        ("restore -s x -t y --max-rate 1.5M", "max_rate", 3 << 19),
+        ("restore -s x -t y --erase --max-rate 1.5M", "max_rate", 3 << 19),
         ("restore -s x -t y --buffersize 32m", "buffersize", 32 << 20),
         ("restore -s x -t y --verify-signature signers", "verify_signature", "signers"),
         ("restore -s x -t y --verbose --debug", "debug", True),
@@ -116,10 +116,10 @@ def test_what_is_said(words: str, name: str, value: object) -> None:
 
 
 WRONG = [
-    ("restore -s x -t y --delta", "--delta is for a block copy, which replaces all that is on the target: "
-     "say --erase if that is meant, or leave it out"),
-    ("restore -s x -t y --grow", "--grow is for a block copy, which replaces all that is on the target: "
-     "say --erase if that is meant, or leave it out"),
+    *((f"restore -s x -t y {words}", f"{words.split()[0]} is for a block copy, which replaces all that is on the "
+       "target: say --erase if that is meant, or leave it out")
+      for words in ("--delta", "--keep-unmapped", "--keep-table", "--grow", "--new-ids", "--hostname lab-7",
+                    "--max-rate 1M")),
     ("restore -s x -t y --erase --grow --keep-table",
      "--grow needs the partition table that --keep-table leaves alone: leave one of them out"),
     ("restore -s x -t y --erase --source-partition 1",
