@@ -16,6 +16,7 @@ readonly PACKAGES_TEST=(
   squashfs-tools genisoimage cryptsetup-bin lvm2 dmsetup mdadm
   iproute2 procps openssl openssh-client gddrescue
   rsync acl attr
+  partclone exfat-fuse f2fs-tools
 )
 
 # shellcheck disable=SC2034  # read by scripts/demo
