@@ -107,8 +107,9 @@ def test_unknown_contents_are_read_whole(tmp_path: Path) -> None:
 
 
 def test_a_raw_image_is_read_as_it_is(image: Path) -> None:
-    with closing(open_image(str(image)).source) as source:
-        assert [extent.hole for extent in source.extents()] == [False]
+    data = image.read_bytes()
+    for start, end in unused(extents_of(image, SourceSettings())):
+        assert not any(data[start:end])
 
 
 # --- Mounted volumes ---
@@ -170,7 +171,7 @@ def test_made_writable_meanwhile(device: Path, tmp_path: Path) -> None:
                 source.check_unchanged()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted(number: signal.Signals, device: Path, target: Path, tmp_path: Path) -> None:
     with mounted(device, tmp_path / "where", "noatime") as where:
         before = row_of(where)
