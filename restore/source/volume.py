@@ -20,7 +20,8 @@ from restore.source.storage.device import BlockDevice
 from targetmode.disks.machine import block_size_of
 from targetmode.disks.preflight import Claim, InUse, PreflightError, claim
 
-_PATIENCE: Final = 5.0  # seconds; udev looks at a device that was unmounted
+_PATIENCE: Final = 5.0  # seconds; udev looks at a device that was unmounted, and who has namespaces may end soon
+_PASSING: Final = ("exclusive", "lock", "mount")
 _HEAD: Final = 256 << 10  # bytes from the start on that tell whether a file system was written to
 
 
@@ -86,7 +87,7 @@ def _claim(device: str) -> Claim:
         try:
             return claim(device, read_only=True)
         except InUse as error:
-            if any(use.kind not in ("exclusive", "lock") for use in error.uses) or time.monotonic() > deadline:
+            if any(use.kind not in _PASSING for use in error.uses) or time.monotonic() > deadline:
                 raise Refused(str(error)) from None
         except PreflightError as error:
             raise Refused(str(error)) from None

@@ -35,8 +35,8 @@ def filled(directory: Path, kind: str) -> Path:
         (tree / f"f{number}").write_bytes(generator.randbytes(100 + number * 3100))
     remove = [f"f{number}" for number in range(0, FILES, 3)]
     if kind in FAT:
-        size, *more = FAT[kind]
-        make_filesystem(image, "vfat", size, *more)
+        size, *words = FAT[kind]
+        make_filesystem(image, "vfat", size, *words)
         run("mcopy", "-i", image, *sorted(tree.iterdir()), "::")
         run("mdel", "-i", image, *(f"::{name}" for name in remove))
     elif kind == "f2fs":
