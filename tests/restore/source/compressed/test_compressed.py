@@ -30,12 +30,12 @@ def name_of(tool: str) -> str:
     return NAMES.get(word, word)
 
 
-def error_of(data: bytes, form: str) -> str:
+def error_of(data: bytes | bytearray, form: str) -> str:
     """What is said of a damaged file, and is the same whether it can be read at random or not."""
     said = set()
     for seekable in (True, False):
         with pytest.raises(SourceError) as caught:
-            decoded(data, form, seekable=seekable)
+            decoded(bytes(data), form, seekable=seekable)
         said.add(str(caught.value))
     assert len(said) == 1, said
     return said.pop()
