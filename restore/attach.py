@@ -42,8 +42,8 @@ _START: Final = 20.0  # seconds until a server or a mount has to be there
 _END: Final = 20.0  # seconds until a loop device has to be gone; udev may be looking at it
 _TRIES: Final = 50  # others may take the free loop device before us
 
-FORMS: Final = {"raw": "raw", "device": "raw", "nbd": "raw"} | {name: name for name in ("qcow2", "vmdk", "vhdx", "vdi")}
-"""Formats of images that can be attached as they lie, and what `opened` calls them."""
+FORMS: Final = ("raw", "qcow2", "vmdk", "vhdx", "vdi", "vpc")
+"""Formats of images that can be attached as they lie."""
 
 
 class _LoopInfo64(ctypes.Structure):

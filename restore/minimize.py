@@ -21,7 +21,6 @@ from typing import Final
 from nbd.backend import Extent
 from restore import tools
 from restore.errors import Refused, RestoreError, say
-from restore.fit import attachable
 from restore.fit.shrink import SHRINKABLE
 from restore.manifest.bmap import Bmap
 from restore.manifest.damage import map_path
@@ -32,7 +31,7 @@ from restore.report import Report
 from restore.source import Image, SourceSettings
 from restore.source.contents import contents_of
 from restore.source.detect import open_image
-from restore.source.spill import spill
+from restore.source.spill import attachable, spill
 from restore.tools import ToolFailed
 from targetmode.disks.contents import Contents
 from targetmode.disks.text import format_size

@@ -14,7 +14,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from restore.attach import FORMS
 from restore.fit.shrink import shrunk
 from restore.fit.sizes import check_partitions, check_size
 from restore.fit.table import fit_table
@@ -23,7 +22,7 @@ from restore.report import Report
 from restore.source import Image, Source, SourceSettings
 from restore.source.contents import contents_of
 from restore.source.detect import open_image
-from restore.source.spill import spill
+from restore.source.spill import attachable, spill
 from restore.target import Target
 
 
@@ -82,13 +81,3 @@ async def fitted(
         opened = open_image(str(smaller.path), SourceSettings(format=smaller.form, allow_backing=True)).source
         opened.name = source.name
         yield stack.enter_context(closing(opened))
-
-
-def attachable(image: Image, place: str) -> str | None:
-    """The format that an image can be attached in as it lies, as qemu-img names it; None where it has to be decoded.
-
-    An image that is split, compressed or behind a URL is no such thing, though its bytes are raw in the end.
-    """
-    form = FORMS.get(image.format)
-    as_it_lies = image.path is not None or place.startswith("nbd") or Path(place).is_block_device()
-    return form if as_it_lies else None

@@ -17,6 +17,7 @@ from restore.source.detect import open_image
 from restore.target import Target
 from targetmode.disks.text import format_size
 
+_ANY_SIZE: Final = 1 << 62  # bytes, of an image whose size is not known yet
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -41,7 +42,7 @@ def open_prepared(place: str, options: argparse.Namespace, report: Report) -> Im
         SourceError: it is damaged.
         OSError: it cannot be read.
     """
-    from restore.manifest.beside import find
+    from restore.manifest.beside import beside, find
     from restore.manifest.checked import Prepared
     from restore.manifest.damage import check_damage
 
@@ -49,14 +50,14 @@ def open_prepared(place: str, options: argparse.Namespace, report: Report) -> Im
     chosen = vars(options)
     image = open_image(place, settings)
     try:
-        if image.path is not None:
-            size = image.source.size
-            for_sure = size if size is not None else 1 << 62
-            bad = check_damage(image.path, for_sure, allow_bad=chosen.get("allow_bad", True))
-            if bad:
-                lost = sum(length for _, length in bad)
-                report.note(f"{place}: {format_size(lost)} could not be read when it was captured, and are zeroes")
-        bmap = find(image, place, settings, chosen.get("verify_signature"))
+        with beside(image, place, settings) as path:
+            bmap = find(path, image, chosen.get("verify_signature"))
+            size = image.source.size if bmap is None else bmap.image_size
+            if path is not None:
+                bad = check_damage(path, _ANY_SIZE if size is None else size, allow_bad=chosen.get("allow_bad", True))
+                if bad:
+                    lost = format_size(sum(length for _, length in bad))
+                    report.note(f"{place}: {lost} could not be read when it was captured, and are zeroes")
         if bmap is None:
             _check_unscanned(place, options)
             return image

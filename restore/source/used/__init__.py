@@ -3,6 +3,7 @@
     facts.py       what a file system says of itself: is it clean, how much is in use, what always is
     partclone.py   the map of most of them, from `partclone.<fs> -D`
     btrfs.py       that of btrfs, from its own tools
+    exported.py    all that for an export
     runs.py        many runs in little memory
 
 No map is believed as it is. A file system that was not unmounted cleanly has none; a map has to be in order, to be as
@@ -40,18 +41,19 @@ class UsedBlocks:
     Attributes:
         size: bytes of the disk.
         used: bytes of them that are in use.
+        unused: the runs that are not.
     """
 
     def __init__(self, size: int, unused: Runs) -> None:
         """Of a disk of `size` bytes all but the runs that are not in use."""
         self.size = size
         self.used = size - sum(end - start for start, end in unused)
-        self._unused = unused
+        self.unused = unused
 
     def __iter__(self) -> Iterator[Extent]:
         """What is not in use is told as zeroes, as which it is to arrive."""
         position = 0
-        for start, end in self._unused:
+        for start, end in self.unused:
             if position < start:
                 yield Extent(start - position, hole=False, zero=False)
             yield Extent(end - start, hole=True, zero=True)
