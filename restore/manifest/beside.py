@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from restore.errors import Refused
+from restore.exports import SCHEMES
 from restore.manifest import ManifestError, signature
 from restore.manifest.bmap import Bmap
 from restore.manifest.damage import map_path
@@ -100,7 +101,7 @@ def beside(image: Image, place: str, settings: SourceSettings) -> Iterator[Path 
         RestoreError: what lies beside a URL cannot be had; also what is raised within the context, with the URL in
             place of the copies' path.
     """
-    if image.path is not None or not is_url(place):
+    if image.path is not None or place.startswith(SCHEMES) or not is_url(place):
         yield image.path
         return
     with tempfile.TemporaryDirectory(prefix="asr-") as directory:
