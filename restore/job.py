@@ -26,13 +26,14 @@ from restore.errors import Differences, Refused, RestoreError, join, say
 from restore.fit.sizes import check_size
 from restore.plan import HEAD, Kind, KnownZeroes, Piece, cut, operation, throttle
 from restore.report import RESTORING, VERIFYING, Report
-from restore.source import Payload, Source, SourceError
+from restore.source import Forgetful, Payload, Source, SourceError
 from restore.target import Target
 from restore.verify import Expected, Feed, Hasher, Verification, expected, payload_of
 from targetmode.disks.text import format_size
 
 ATTEMPTS: Final = 3  # times that a range which differs is sent again
 RESTARTS: Final = 5  # times that all is compared once more since the server may have been started again meanwhile
+_LOOKED_AT: Final = 64  # ranges that differ in the end whose source is read once more
 _PATIENCE: Final = 2.0  # seconds that an interrupted copy has to end by itself, and again when its connections are cut
 _TICK: Final = 0.1  # seconds between two updates of the progress
 _SWITCH: Final = 0.0005  # seconds a thread may keep the interpreter while the copying one waits for it
@@ -253,9 +254,11 @@ class _Restore:
         Raises:
             Differences: something still does.
         """
+        damaged: set[int] = set()
         for _ in range(ATTEMPTS):
             if not different:
-                return
+                break
+            damaged.update(piece.offset for piece in different)
             what = "1 range differs and is" if len(different) == 1 else f"{len(different)} ranges differ and are"
             self._report.note(f"{what} sent again")
             again = [Piece(p.offset, p.length, Kind.DATA if p.kind is Kind.DATA else Kind.ZERO) for p in different]
@@ -265,8 +268,32 @@ class _Restore:
                 different = await check.compare_all(cut(self._source.extents(), start))
         if different:
             self._source.check_unchanged()  # or it is not the target's fault
+            still = await self._in_thread(lambda: self._still_matches(different))
             ranges = join([(piece.offset, piece.length) for piece in different])
-            raise Differences(f"{self._target.name} keeps other data than were sent, {ATTEMPTS} times over", ranges)
+            raise Differences(
+                f"the medium is at fault: {self._target.name} keeps other data than were sent, {ATTEMPTS} times over"
+                + still,
+                ranges,
+            )
+        if damaged:
+            one = len(damaged) == 1
+            what = "1 range was damaged; it is" if one else f"{len(damaged)} ranges were damaged; they are"
+            self._report.note(f"the transfer, or a bad write, was at fault: {what} right now")
+
+    def _still_matches(self, pieces: list[Piece]) -> str:
+        """Whether the source of pieces that differ on the target is right at this moment, as a clause.
+
+        Raises:
+            SourceError: it is not, so that it is not the target's fault alone.
+        """
+        source = self._source
+        if not isinstance(source, Forgetful) or not source.checked:
+            return ""
+        for piece in pieces[:_LOOKED_AT]:
+            if piece.kind is Kind.DATA:
+                source.forget(piece.offset, piece.length)
+                source.payload(piece.offset, piece.length)
+        return f", while {source.name} still matches its scan"
 
     async def _settle_again(self, generation: int, check: Verification | None) -> int:
         """Compare all but the first MiB once more if what was found of it was found before `generation` had grown.

@@ -3,6 +3,7 @@
 sizes.py    which partition of an image does not fit
 table.py    the backup GPT at the end of a larger disk
 shrink.py   a file system made smaller than a target, on an overlay
+smallest.py a file system, its partition and its disk made as small as they can be, for restore/minimize.py
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from restore.attach import FORMS
 from restore.fit.shrink import shrunk
 from restore.fit.sizes import check_partitions, check_size
 from restore.fit.table import fit_table
@@ -22,7 +22,7 @@ from restore.report import Report
 from restore.source import Image, Source, SourceSettings
 from restore.source.contents import contents_of
 from restore.source.detect import open_image
-from restore.source.spill import spill
+from restore.source.spill import attachable, spill
 from restore.target import Target
 
 
@@ -71,7 +71,7 @@ async def fitted(
         check_size(source, target)
         raise AssertionError("it does not fit")
     async with AsyncExitStack() as stack:
-        form = FORMS.get(image.format)
+        form = attachable(image, place)
         if form is None or isinstance(image.source, Prepared):  # its checks are to be made on all that is read
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="asr-"))
             place, form = str(await spill(source, Path(directory), report)), "raw"

@@ -15,7 +15,7 @@ from nbd.backend import Extent
 from restore.partitions import Medium
 from restore.partitions.gpt import GPTError, load, move_backup
 from restore.plan import HEAD
-from restore.source import Payload, Source, Unmapped
+from restore.source import Forgetful, Payload, Source, Unmapped
 from restore.source.payload import as_memory
 
 MOVING: Final = "The backup partition table goes to the end of the disk"
@@ -91,6 +91,17 @@ class Overlaid:
             first, last = max(at, offset), min(at + len(data), end)
             buffer[first - offset : last - offset] = data[first - at : last - at]
         return buffer
+
+    @property
+    def checked(self) -> bool:
+        """As the source is, but for what is changed, which is our own."""
+        return isinstance(self._source, Forgetful) and self._source.checked
+
+    def forget(self, offset: int, length: int) -> None:
+        """What the source has of it."""
+        length = min(length, self._source.least_size - offset)
+        if isinstance(self._source, Forgetful) and length > 0:
+            self._source.forget(offset, length)
 
     def reader(self) -> Self:
         """Over a reader of the source."""

@@ -98,6 +98,35 @@ class GPT:
         self._array[at : at + 8] = (end // self.sector_size - 1).to_bytes(8, "little")
         return end - partition.start
 
+    def cut_after(self, number: int, end: int) -> int:
+        """Have the last partition end at byte `end` of the disk, earlier than it did, and the disk soon behind that.
+
+        Returns:
+            The size, a whole MiB, that the disk is to have: `store` puts the backup at the end of that.
+
+        Raises:
+            GPTError: there is no such partition, it is not the last one, or there is a hybrid MBR, which says more.
+        """
+        step, sector = 1 << 20, self.sector_size
+        partitions = {found.number: found for found in self.partitions}
+        partition = partitions.pop(number, None)
+        if partition is None:
+            raise GPTError(f"there is no partition {number}")
+        for other in partitions.values():
+            if other.start + other.length > partition.start:
+                raise GPTError(f"partition {number} is not behind partition {other.number}")
+        if not partition.start < end <= partition.start + partition.length or end % sector:
+            raise GPTError(f"partition {number} cannot end at byte {end}")
+        record = self._medium.get(0, 512)
+        if sum(any(record[at : at + 16]) for at in range(446, 510, 16)) != 1:
+            raise GPTError("there is a hybrid MBR beside it")
+        size = -(-(end + (self._array_sectors + 1) * sector) // step) * step
+        if size < self._medium.size:
+            self._last_lba = size // sector - 1
+            at = (number - 1) * self._entry_size + 40
+            self._array[at : at + 8] = (end // sector - 1).to_bytes(8, "little")
+        return min(size, self._medium.size)
+
     def renew(self) -> dict[str, str]:
         """Give the disk and every partition a new random GUID; old ones and their new ones, in lower case."""
         changed: dict[str, str] = {}

@@ -128,6 +128,22 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Forgetful(Protocol):
+    """A `Source` that can read a range once more, past what it or the kernel keeps of it: whose fault was it?
+
+    Attributes:
+        checked: what is read is compared with a scan, so that what is handed out is right.
+    """
+
+    @property
+    def checked(self) -> bool: ...  # noqa: D102 - see the class
+
+    def forget(self, offset: int, length: int) -> None:
+        """Have a range read anew when it is asked for next; what was handed out of it before stays as it is."""
+        ...
+
+
 class Chunks(Protocol):
     """A format whose parts can be decoded each by itself; methods may be called from several threads.
 

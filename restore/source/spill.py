@@ -1,4 +1,4 @@
-"""An image that other programs are to read, decoded to a sparse file."""
+"""An image that other programs are to read: as it lies if they can, else decoded to a sparse file."""
 
 from __future__ import annotations
 
@@ -7,12 +7,30 @@ import os
 from pathlib import Path
 from typing import Final
 
+from restore.attach import FORMS
 from restore.errors import Refused, RestoreError
+from restore.exports import SCHEMES
 from restore.report import Report
-from restore.source import Source
+from restore.source import Image, Source
+from restore.source.storage.file import split_parts
 from targetmode.disks.text import format_size, printable
 
 _PIECE: Final = 1 << 20
+
+
+def attachable(image: Image, place: str) -> str | None:
+    """The format that an image can be attached in as it lies (`restore.attach`); None where it has to be decoded.
+
+    An image that is split, compressed or behind a URL is no such thing, though its bytes are raw in the end.
+
+    Args:
+        image: it.
+        place: where it was found.
+    """
+    if image.format not in FORMS:
+        return None
+    as_it_lies = image.path is not None and len(split_parts(place)) == 1
+    return image.format if as_it_lies or place.startswith(SCHEMES) or Path(place).is_block_device() else None
 
 
 async def spill(source: Source, directory: Path, report: Report) -> Path:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
 
-from restore.attach import FORMS
 from restore.errors import Refused
 from restore.filecopy import copy_files
 from restore.manifest.checked import Prepared
@@ -16,7 +15,7 @@ from restore.mounting import Place
 from restore.plan import UNIT
 from restore.report import Report
 from restore.source import Image
-from restore.source.spill import spill
+from restore.source.spill import attachable, spill
 from restore.verbs.opening import is_export, open_prepared
 from targetmode.disks.text import format_size
 
@@ -55,7 +54,7 @@ async def _mountable(options: argparse.Namespace, report: Report) -> AsyncIterat
     with ExitStack() as stack:
         image = open_prepared(place, options, report)
         closing_image = stack.enter_context(closing(image.source))
-        form = FORMS.get(image.format)
+        form = attachable(image, place)
         if form is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="asr-")))
             yield Place(str(await spill(closing_image, directory, report)), number)

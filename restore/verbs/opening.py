@@ -10,12 +10,14 @@ from typing import Final
 from nbd.errors import URIError
 from nbd.uri import NBDURI
 from restore.errors import Refused
+from restore.exports import SCHEMES
 from restore.report import Report
 from restore.source import Image, SourceSettings
 from restore.source.detect import open_image
 from restore.target import Target
 from targetmode.disks.text import format_size
 
+_ANY_SIZE: Final = 1 << 62  # bytes, of an image whose size is not known yet
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -40,7 +42,7 @@ def open_prepared(place: str, options: argparse.Namespace, report: Report) -> Im
         SourceError: it is damaged.
         OSError: it cannot be read.
     """
-    from restore.manifest.beside import find
+    from restore.manifest.beside import beside, find
     from restore.manifest.checked import Prepared
     from restore.manifest.damage import check_damage
 
@@ -48,18 +50,19 @@ def open_prepared(place: str, options: argparse.Namespace, report: Report) -> Im
     chosen = vars(options)
     image = open_image(place, settings)
     try:
-        if image.path is not None:
-            size = image.source.size
-            for_sure = size if size is not None else 1 << 62
-            bad = check_damage(image.path, for_sure, allow_bad=chosen.get("allow_bad", True))
-            if bad:
-                lost = sum(length for _, length in bad)
-                report.note(f"{place}: {format_size(lost)} could not be read when it was captured, and are zeroes")
-        bmap = find(image, place, settings, chosen.get("verify_signature"))
+        with beside(image, place, settings) as path:
+            bmap = find(path, image, chosen.get("verify_signature"))
+            size = image.source.size if bmap is None else bmap.image_size
+            if path is not None:
+                bad = check_damage(path, _ANY_SIZE if size is None else size, allow_bad=chosen.get("allow_bad", True))
+                if bad:
+                    lost = format_size(sum(length for _, length in bad))
+                    report.note(f"{place}: {lost} could not be read when it was captured, and are zeroes")
         if bmap is None:
             _check_unscanned(place, options)
             return image
-        prepared = Prepared(image.source, bmap, keep_unmapped=chosen.get("keep_unmapped", False))
+        keep = chosen.get("keep_unmapped", False)
+        prepared = Prepared(image.source, bmap, keep_unmapped=keep, notify=report.note)
     except BaseException:
         image.source.close()
         raise
@@ -106,4 +109,4 @@ def open_target(place: str, options: argparse.Namespace, report: Report, *, read
 
 def is_export(place: str) -> bool:
     """Whether a place is an NBD URI."""
-    return place.startswith(("nbd:", "nbds:", "nbd+", "nbds+"))
+    return place.startswith(SCHEMES)

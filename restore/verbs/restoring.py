@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 
 from restore.errors import Refused, RestoreError
 from restore.fit import FitSettings, fitted
 from restore.job import Fit, Settings, restore, verify
+from restore.mountpoint import Unmounted, volume_at
 from restore.report import Report
 from restore.source import Image, Source
 from restore.target import Target
-from restore.verbs.opening import open_prepared, open_target
+from restore.verbs.opening import is_export, open_prepared, open_target
 
 Confirm = Callable[[str], bool]
 
@@ -73,11 +75,14 @@ async def restore_blocks(options: argparse.Namespace, report: Report) -> int:
             verify=not options.noverify, delta=options.delta, max_rate=options.max_rate, confirm=confirm
         )
 
-        def opened() -> Target:
-            return open_target(target, options, report)
+        def opened(device: str) -> Target:
+            return open_target(device, options, report)
 
-        done = await restore(opened, open_source, settings, report, chosen.fit(report))
-        await finishing.finish(target, report)
+        with _taken(target) as (device, volume):
+            done = await restore(lambda: opened(device), open_source, settings, report, chosen.fit(report))
+            await finishing.finish(device, report)
+            if volume is not None:
+                volume.remount(report)
         done.tell(report)
 
     if len(options.target) == 1:
@@ -88,6 +93,29 @@ async def restore_blocks(options: argparse.Namespace, report: Report) -> int:
 
     members = make_members(as_json=options.json, puppetstrings=options.puppetstrings)
     return await restore_all(options.target, chosen.open, one, members)
+
+
+@contextmanager
+def _taken(target: str) -> Iterator[tuple[str, Unmounted | None]]:
+    """What a target is written as; a volume that is named by its mount point is unmounted for that.
+
+    When nothing was touched it is mounted again; after a failure that is left to whoever finds out what is on it.
+    """
+    volume = None if is_export(target) else volume_at(target)
+    if volume is None:
+        yield target, None
+        return
+    unmounted = Unmounted(volume)
+    try:
+        yield unmounted.device, unmounted
+    except (Refused, asyncio.CancelledError) as error:
+        failures = unmounted.close()
+        if failures:
+            raise RestoreError(f"{error}; {failures[0]}") from error
+        raise
+    except BaseException:
+        unmounted.leave()
+        raise
 
 
 class _Finishing:
