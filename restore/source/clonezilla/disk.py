@@ -9,12 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from restore.errors import Refused
-from restore.source import SourceError, SourceSettings, Stream, Zeroes, compressed
+from restore.source import SourceError, SourceSettings, Stream, Zeroes
 from restore.source.clonezilla.directory import Directory, PartitionImage
 from restore.source.clonezilla.layout import read_layout
 from restore.source.clonezilla.swap import LINUX_SWAP, swap_header
 from restore.source.clonezilla.tables import Tables, read_tables
-from restore.source.content import head, told
+from restore.source.content import told, unpacked
 from restore.source.partclone.stream import PartcloneStream
 from restore.source.raw import RawStream
 from restore.source.storage import Storage
@@ -143,9 +143,7 @@ def _imaged(directory: Directory, name: str, partition: Partition, image: Partit
 def _stream(storage: Storage) -> tuple[Stream, bool]:
     """An image of a partition, in a storage that is taken over, and whether it is of all its bytes."""
     try:
-        compression = compressed.sniff(head(storage))
-        if compression is not None:
-            storage = compressed.decompressed(storage, compression)
+        storage, _ = unpacked(storage)
         if told(storage) == "partclone":
             return PartcloneStream(storage), False
         return RawStream(storage), True

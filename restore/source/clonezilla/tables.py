@@ -15,7 +15,7 @@ from typing import Any, Final
 from construct import ConstructError
 
 from restore.errors import Refused
-from restore.finish.mbr import chs
+from restore.partitions.mbr import chs
 from restore.source.clonezilla.directory import Directory
 from restore.source.clonezilla.layout import Entry, Layout
 from targetmode.disks import gpt, mbr

@@ -63,9 +63,11 @@ class Input:
 
     def give_back(self, data: bytes) -> None:
         """Have bytes that were read last read again."""
-        if data:
+        if self._piece.endswith(data, 0, self._at):  # it is still here
+            self._at -= len(data)
+        else:
             self._piece, self._at = data + self._piece[self._at :], 0
-            self.position -= len(data)
+        self.position -= len(data)
 
     def peek(self, length: int) -> bytes:
         """The next `length` bytes, fewer only at the end, which are read again."""

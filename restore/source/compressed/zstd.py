@@ -5,20 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import IO, Final, cast
 
 import zstandard
 
 from restore.source import SourceError
 from restore.source.compressed.input import Input, damage
 from restore.source.compressed.parallel import Job, Step
+from restore.source.compressed.serial import PIECE
 
 MAGIC: Final = b"\x28\xb5\x2f\xfd"
 WINDOW: Final = 128 << 20  # bytes; what zstd itself takes without --long
 _FRAME: Final = "a zstd frame"
 _BLOCK: Final = 128 << 10  # bytes of a block, stored or decoded, at most
 _WHOLE: Final = 32 << 20  # bytes, decoded: a frame that is not larger is decoded in one go, beside others
-_BATCH: Final = 8  # blocks of a larger one that are decoded at a time
+_READ: Final = 256 << 10  # stored bytes of a larger one that are decoded at a time
 _local = threading.local()
 
 
@@ -110,56 +111,112 @@ def _frame(source: Input) -> Iterator[Step]:
         parts += block
         blocks += 1
     if not last:
-        yield from _large(source, header, parts, at)
+        yield from _large(_Stored(source, header, parts))
         return
     if header.checksum:
         parts.append(source.exactly(4, _FRAME))
     most = header.size if header.size is not None else blocks * _BLOCK
     name = source.name
-    cost = most + sum(map(len, parts))
-    yield Job(lambda: [decode_frame(name, at, b"".join(parts), most)], cost)
+    yield Job(lambda: _decode_pieces(name, at, b"".join(parts), most), most + sum(map(len, parts)))
 
 
 def _block(source: Input) -> tuple[bool, list[bytes]]:
     """The next block, as it is stored, and whether it is its frame's last (section 3.1.1.2)."""
     header = source.exactly(3, _FRAME)
+    last, size = _block_header(source, header, source.position - 3)
+    return last, [header, source.exactly(size, _FRAME)]
+
+
+def _block_header(source: Input, header: bytes, at: int) -> tuple[bool, int]:
+    """Whether a block is its frame's last, and the bytes that follow its header."""
     value = int.from_bytes(header, "little")
     kind, size = value >> 1 & 3, value >> 3
     if kind == 3 or size > _BLOCK:
-        source.damaged("a zstd block's header is not right", source.position - 3)
-    return bool(value & 1), [header, source.exactly(1 if kind == 1 else size, _FRAME)]
+        source.damaged("a zstd block's header is not right", at)
+    return bool(value & 1), 1 if kind == 1 else size
 
 
-def _large(source: Input, header: FrameHeader, parts: list[bytes], at: int) -> Iterator[bytes]:
-    """A frame of which so many blocks have been read, a few of them at a time."""
-    decoder = zstandard.ZstdDecompressor(max_window_size=WINDOW).decompressobj(write_size=_BATCH * _BLOCK)
-    begun = at
-    count, last = 0, False
-    pending = parts[:1]
-    blocks = iter(parts[1:])
+class _Stored:
+    """The stored bytes of one large frame, as a file to read; what follows the frame is left in the `Input`.
+
+    Attributes:
+        source: that.
+        at: where in what is stored lies what was read last.
+        ended: the frame's end has been read.
+    """
+
+    def __init__(self, source: Input, header: FrameHeader, begun: list[bytes]) -> None:
+        """The header and some whole blocks have been read."""
+        self.source = source
+        self.ended = False
+        self._begun = b"".join(begun)
+        self.at = source.position - len(self._begun)
+        self._checksum = header.checksum
+        self._last = self._tail = False  # the last block, and what follows it, have begun
+        self._left = 0  # bytes of what has begun
+        self._header = b""  # of the next block, as far as it is there
+
+    def read(self, most: int) -> bytes:
+        """Some bytes, none behind the end; raises `SourceError` where there is none."""
+        if self._begun:
+            piece, self._begun = self._begun, b""
+            return piece
+        if self.ended:
+            return b""
+        self.at = self.source.position
+        piece = self.source.some(most) or self.source.cut_short(_FRAME)
+        end = self._pass(piece)
+        self.source.give_back(piece[end:])
+        return piece[:end]
+
+    def _pass(self, piece: bytes) -> int:
+        """How much of a piece belongs to the frame."""
+        at = 0
+        while True:
+            step = min(self._left, len(piece) - at)
+            at += step
+            self._left -= step
+            if self._left:
+                return at
+            if self._tail:
+                self.ended = True
+                return at
+            if self._last:
+                self._tail = True
+                self._left = 4 if self._checksum else 0
+                continue
+            part = piece[at : at + 3 - len(self._header)]
+            at += len(part)
+            self._header += part
+            if len(self._header) < 3:
+                return at
+            self._last, self._left = _block_header(self.source, self._header, self.at + at - 3)
+            self._header = b""
+
+
+def _large(stored: _Stored) -> Iterator[bytes]:
+    """A frame that is too large to be held."""
+    begun = stored.at
     try:
-        while not last:
-            for block_header in blocks:
-                pending += [block_header, next(blocks)]
-                count += 1
-                if count == _BATCH:
-                    break
-            else:
-                while count < _BATCH and not last:
-                    last, block = _block(source)
-                    pending += block
-                    count += 1
-                if last and header.checksum:
-                    pending.append(source.exactly(4, _FRAME))
-            data = b"".join(pending)
-            if piece := decoder.decompress(data):
+        decoder = zstandard.ZstdDecompressor(max_window_size=WINDOW)
+        with decoder.stream_reader(cast(IO[bytes], stored), read_size=_READ) as reader:
+            while piece := reader.read(PIECE):
                 yield piece
-            at += len(data)
-            pending, count = [], 0
     except zstandard.ZstdError as error:
-        source.damaged(_words(error), at)
-    if not decoder.eof or decoder.unused_data:
-        source.damaged("a zstd frame ends elsewhere than it says", begun)
+        stored.source.damaged(_words(error), stored.at)
+    if not stored.ended:
+        stored.source.damaged("a zstd frame ends elsewhere than its blocks", begun)
+
+
+def _decode_pieces(name: str, at: int, stored: bytes, most: int) -> list[bytes]:
+    """A whole frame, as `decode_frame`, in pieces."""
+    if most <= 2 * PIECE:
+        return [decode_frame(name, at, stored, most)]
+    try:
+        with _decoder().stream_reader(stored) as reader:
+            return list(iter(lambda: reader.read(PIECE), b""))
+    except zstandard.ZstdError as error:
+        raise SourceError(damage(name, at, _words(error))) from None
 
 
 def decode_frame(name: str, at: int, stored: bytes, most: int) -> bytes:
@@ -174,13 +231,18 @@ def decode_frame(name: str, at: int, stored: bytes, most: int) -> bytes:
     Raises:
         SourceError: it is damaged.
     """
-    decoder = getattr(_local, "decoder", None)
-    if decoder is None:
-        decoder = _local.decoder = zstandard.ZstdDecompressor(max_window_size=WINDOW)
     try:
-        return decoder.decompress(stored, max_output_size=max(most, 1), allow_extra_data=False)
+        return _decoder().decompress(stored, max_output_size=max(most, 1), allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise SourceError(damage(name, at, _words(error))) from None
+
+
+def _decoder() -> zstandard.ZstdDecompressor:
+    """This thread's own."""
+    decoder: zstandard.ZstdDecompressor | None = getattr(_local, "decoder", None)
+    if decoder is None:
+        decoder = _local.decoder = zstandard.ZstdDecompressor(max_window_size=WINDOW)
+    return decoder
 
 
 def _words(error: Exception) -> str:

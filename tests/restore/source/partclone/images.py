@@ -91,7 +91,7 @@ def image(content: Content, mode: int = CRC32, per: int = 4, *, reseed: bool = T
         bits[number // 8] |= 1 << number % 8
     stored = header(content, mode, per, going_on=int(not reseed), bits=bitmap)
     if bitmap:
-        stored += bytes(bits) + crc(bits).to_bytes(4, "little")
+        stored += bytes(bits) + crc(bytes(bits)).to_bytes(4, "little")
     return stored + b"".join(_strips([content.blocks[number] for number in sorted(content.blocks)], mode, per, reseed))
 
 
