@@ -60,12 +60,9 @@ def moto(directory: Path) -> Iterator[tuple[int, Callable[[str, bytes], None]]]:
     with log.open("wb") as errors, running(command, ready=lambda: listens(port), stderr=errors):
 
         def put(name: str, data: bytes) -> None:
-            request = Request(
-                f"http://127.0.0.1:{port}/{name}",
-                data,
-                {"Content-Type": "a/b", "Authorization": "AWS4-HMAC-SHA256 Credential=testing/x"},
-                method="PUT",
-            )
+            who = "AWS4-HMAC-SHA256 Credential=testing/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+            fields = {"Content-Type": "application/octet-stream", "Authorization": who}
+            request = Request(f"http://127.0.0.1:{port}/{name}", data, fields, method="PUT")
             with urlopen(request, timeout=10) as answer:
                 assert answer.status == 200
 
