@@ -43,6 +43,7 @@ class Operation:
         flags: command flags.
         data: the payload of a WRITE; memory has to stay as it is until the next flush, since it may be sent again.
         buffer: where the data of a READ go.
+        extents: where the answer to a BLOCK_STATUS goes, as (length, status flags).
     """
 
     command: Command
@@ -51,6 +52,7 @@ class Operation:
     flags: int = 0
     data: memoryview | FileRange | None = field(default=None, repr=False)
     buffer: memoryview | None = field(default=None, repr=False)
+    extents: list[tuple[int, int]] | None = field(default=None, repr=False)
 
 
 class Client:
@@ -97,6 +99,11 @@ class Client:
         self.export: ExportInfo = self._connection.ready.export
         self.history: list[ExportInfo] = [self.export]
 
+    @property
+    def tells_extents(self) -> bool:
+        """Whether the server answers BLOCK_STATUS with `base:allocation`."""
+        return BASE_ALLOCATION in self._connection.ready.contexts
+
     # --- Single requests ---
 
     def read(self, offset: int, length: int) -> bytes:
@@ -141,7 +148,7 @@ class Client:
         """The runs that make up a range, in order; all data where the server does not tell. Raises as `read`."""
         while length:
             piece = min(length, _LENGTH_LIMIT)
-            if BASE_ALLOCATION not in self._connection.ready.contexts:
+            if not self.tells_extents:
                 found = [(piece, 0)]
             else:
                 found = self.run([Operation(Command.BLOCK_STATUS, offset, piece)])[0].extents
@@ -253,6 +260,8 @@ class Client:
                 work.failure = work.failure or reply.failure
                 continue
             self._account(item.operation)
+            if item.operation.extents is not None:
+                item.operation.extents[:] = reply.extents
             last = [reply]
             work.report(item)
 

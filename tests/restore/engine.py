@@ -29,13 +29,13 @@ def asr(*arguments: str | Path, timeout: float = 60) -> Result:
     return result
 
 
-def restore(source: Path, target: str | Path, *options: str, timeout: float = 60) -> Result:
+def restore(source: str | Path, target: str | Path, *options: str, timeout: float = 60) -> Result:
     """`asr restore` without a question; its result, whatever that is."""
     words = ("restore", "--source", source, "--target", target, "--erase", "--noprompt", *options)
     return asr(*words, timeout=timeout)
 
 
-def verify(source: Path, target: str | Path, *options: str, timeout: float = 60) -> Result:
+def verify(source: str | Path, target: str | Path, *options: str, timeout: float = 60) -> Result:
     """`asr verify`; its result, whatever that is."""
     return asr("verify", "--source", source, "--target", target, *options, timeout=timeout)
 

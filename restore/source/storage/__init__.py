@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
+from nbd.backend import Extent
 from nbd.connection import FileRange
 from restore.errors import Refused
 
@@ -61,6 +62,35 @@ class Storage(Protocol):
 
     def close(self) -> None:
         """Let go of it."""
+        ...
+
+
+@runtime_checkable
+class Decoded(Storage, Protocol):
+    """A storage of what is decoded from another, which is how far its size is known.
+
+    Attributes:
+        least_size: bytes that are in it at least, as far as is known beforehand.
+    """
+
+    @property
+    def least_size(self) -> int: ...  # noqa: D102 - see the class
+
+    def fraction(self) -> float:
+        """How far, 0 to 1, the last `stream` has come in what is stored; only to be shown."""
+        ...
+
+
+@runtime_checkable
+class InParts(Storage, Protocol):
+    """A storage of which parts are decoded each by itself, and best read as such."""
+
+    def chunk(self, offset: int) -> tuple[int, int]:
+        """As `Chunks.chunk`."""
+        ...
+
+    def extents(self) -> Iterator[Extent]:
+        """As `Chunks.extents`."""
         ...
 
 

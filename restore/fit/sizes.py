@@ -1,12 +1,28 @@
-"""Whether a source's partitions fit a target, before anything is written."""
+"""Whether an image and its partitions fit a target, before anything is written."""
 
 from __future__ import annotations
 
 from restore.errors import Refused
+from restore.source import Source
+from restore.target import Target
 from targetmode.disks.layout import Partition, PartitionTable
 from targetmode.disks.text import format_size
 
 _LISTED = 4
+
+
+def check_size(source: Source, target: Target) -> None:
+    """See that an image is no larger than a target, as far as its size is known.
+
+    Raises:
+        Refused: it is, with the sizes.
+    """
+    if target.size < source.least_size:
+        least = "" if source.size is not None else "at least "
+        raise Refused(
+            f"{target.name} is too small: it has {target.size} bytes ({format_size(target.size)}), "
+            f"{source.name} has {least}{source.least_size} ({format_size(source.least_size)})"
+        )
 
 
 def check_partitions(table: PartitionTable, source: str, target: str, size: int) -> None:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restore.finish import Medium
-from restore.finish.gpt import MOVED, GPTError, load, move_backup
+from restore.partitions import Medium
+from restore.partitions.gpt import MOVED, GPTError, load, move_backup
 from targetmode.disks import gpt
 from targetmode.disks.table import read_table
 from tests.serving import run

@@ -1,7 +1,7 @@
 import pytest
 
 from restore.errors import Refused
-from restore.finish.sizes import check_partitions
+from restore.fit.sizes import check_partitions
 from targetmode.disks.layout import Partition, PartitionTable
 
 GIB = 1 << 30

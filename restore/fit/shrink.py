@@ -20,6 +20,7 @@ from nbd.uri import NBDURI
 from restore import tools
 from restore.attach import Opened, loop, opened
 from restore.errors import Refused
+from restore.exports import SCHEMES
 from restore.finish.grow import check_ext
 from restore.finish.volumes import Volume, mounted_volume
 from restore.private import in_private, uninterrupted
@@ -29,14 +30,14 @@ from targetmode.disks.layout import fd_reader
 from targetmode.disks.signatures import identify
 from targetmode.disks.text import format_size
 
-_EXT: Final = ("ext2", "ext3", "ext4")
-SHRINKABLE: Final = (*_EXT, "btrfs", "ntfs")
+EXT: Final = ("ext2", "ext3", "ext4")
+SHRINKABLE: Final = (*EXT, "btrfs", "ntfs")
 """Kinds of file systems that can be made smaller."""
 
 _BLOCK: Final = 4096  # bytes that the new size is a multiple of
-_EXT_MINIMUM: Final = re.compile(r": (\d+)\s*$")
-_NTFS_MINIMUM: Final = re.compile(r"You might resize at (\d+) bytes")
-_BTRFS_MINIMUM: Final = re.compile(r"^(\d+) bytes")
+EXT_MINIMUM: Final = re.compile(r": (\d+)\s*$")
+NTFS_MINIMUM: Final = re.compile(r"You might resize at (\d+) bytes")
+BTRFS_MINIMUM: Final = re.compile(r"^(\d+) bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ async def shrunk(
         await asyncio.to_thread(tools.run, list(map(str, create)))
         report.begin(f"Making {kind} fit")
         arguments = {"overlay": str(overlay), "source": source, "kind": kind, "size": new_size}
-        await in_private("restore.shrink:shrink_in_private", arguments, report)
+        await in_private("restore.fit.shrink:shrink_in_private", arguments, report)
         await asyncio.to_thread(tools.run, ["qemu-img", "resize", "-q", "--shrink", str(overlay), str(new_size)])
         report.done()
         yield Shrunk(overlay, "qcow2", new_size)
@@ -113,7 +114,7 @@ async def shrunk(
 
 def _backing(source: str, form: str, offset: int, size: int) -> str:
     """The source as qemu takes a backing file."""
-    is_export = source.startswith(("nbd:", "nbds:", "nbd+", "nbds+"))
+    is_export = source.startswith(SCHEMES)
     where = source if is_export else str(Path(source).resolve())
     if not offset:
         return where
@@ -139,7 +140,7 @@ def shrink_in_private(report: Report, directory: Path, *, overlay: str, source: 
             _shrink_btrfs(under, directory, source, size)
             return
         with loop(under) as device, uninterrupted():
-            if kind in _EXT:
+            if kind in EXT:
                 _shrink_ext(under, device, source, size)
             else:
                 _shrink_ntfs(device, source, size)
@@ -156,7 +157,7 @@ def _refuse(source: str, kind: str, minimum: int, size: int) -> None:
 def _shrink_ext(under: Opened, device: Path, source: str, size: int) -> None:
     check_ext(device)
     block = 1024 << int.from_bytes(fd_reader(under.fd)(1024 + 24, 4), "little")
-    if match := _EXT_MINIMUM.search(tools.run(["resize2fs", "-P", device]).out):
+    if match := EXT_MINIMUM.search(tools.run(["resize2fs", "-P", device]).out):
         _refuse(source, "file system", int(match[1]) * block, size)
     tools.run(["resize2fs", device, f"{size // 512}s"])
     check_ext(device)
@@ -164,7 +165,7 @@ def _shrink_ext(under: Opened, device: Path, source: str, size: int) -> None:
 
 def _shrink_ntfs(device: Path, source: str, size: int) -> None:
     found = tools.run(["ntfsresize", "--info", "--force", "--no-progress-bar", device], good=(0, 1))
-    if match := _NTFS_MINIMUM.search(found.out):
+    if match := NTFS_MINIMUM.search(found.out):
         _refuse(source, "file system", int(match[1]), size)
     tools.run(["ntfsresize", "--force", "--force", "--no-progress-bar", "--size", str(size), device])
 
@@ -176,5 +177,5 @@ def _shrink_btrfs(under: Opened, directory: Path, source: str, size: int) -> Non
             tools.run(["btrfs", "filesystem", "resize", str(size), root])
         except ToolFailed:
             found = tools.run(["btrfs", "inspect-internal", "min-dev-size", root]).out
-            match = _BTRFS_MINIMUM.match(found)
+            match = BTRFS_MINIMUM.match(found)
             _refuse(source, "file system", max(int(match[1]) if match else 0, size + 1), size)

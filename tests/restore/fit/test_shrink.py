@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from restore.errors import Refused
-from restore.shrink import shrunk
+from restore.fit.shrink import shrunk
 from tests.restore.filesystems import (
     MIB,
     checked,

@@ -6,7 +6,7 @@ import secrets
 from typing import Final
 
 from restore.errors import RestoreError
-from restore.finish import Medium
+from restore.partitions import Medium
 from targetmode.disks import mbr
 
 _RECORDS: Final = 446
@@ -69,6 +69,38 @@ def set_end(medium: Medium, number: int, end: int) -> int:
         medium.put(sector[:at] + grown + sector[at + _RECORD_SIZE :], 0)
         medium.flush()
     return (last - start) * unit
+
+
+def cut_after(medium: Medium, number: int, end: int) -> int:
+    """Have the last partition, a primary one, end at byte `end` of the disk, earlier than it did.
+
+    Returns:
+        The size, a whole MiB, that the disk may be cut to.
+
+    Raises:
+        MBRError: it is none of those.
+        OSError, NBDError: the disk cannot be read or written.
+    """
+    sector, unit = medium.get(0, 512), medium.sector_size
+    if number > 4:
+        raise MBRError(f"partition {number} is a logical one, which is not made smaller")
+    record = _record(sector, number - 1)
+    start, length = int.from_bytes(record[8:12], "little"), int.from_bytes(record[12:16], "little")
+    for other in range(4):
+        found = _record(sector, other)
+        stop = int.from_bytes(found[8:12], "little") + int.from_bytes(found[12:16], "little")
+        if other != number - 1 and any(found[12:16]) and stop > start:
+            raise MBRError(f"partition {number} is not behind partition {other + 1}")
+    if not start * unit < end <= (start + length) * unit or end % unit:
+        raise MBRError(f"partition {number} cannot end at byte {end}")
+    size = min(-(-end // (1 << 20)) << 20, medium.size)
+    if size < medium.size:
+        at = _RECORDS + (number - 1) * _RECORD_SIZE
+        last = end // unit
+        smaller = record[:5] + chs(last - 1) + record[8:12] + (last - start).to_bytes(4, "little")
+        medium.put(sector[:at] + smaller + sector[at + _RECORD_SIZE :], 0)
+        medium.flush()
+    return size
 
 
 def renew(medium: Medium) -> tuple[str, str]:

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from typing import Final
 
 from restore.errors import RestoreError
-from restore.finish import Medium
-from restore.finish.mbr import fit_protective
+from restore.partitions import Medium
+from restore.partitions.mbr import fit_protective
 from targetmode.disks import gpt, mbr
 from targetmode.disks.layout import SECTOR_SIZES, Partition
 from targetmode.disks.text import printable
 
 MOVED: Final = "Backup partition table moved to the end of the disk"
+LEFT: Final = "Partition table left as it is: {}"
 _UNUSED: Final = bytes(16)
 
 
@@ -48,6 +49,11 @@ class GPT:
     def partitions(self) -> tuple[Partition, ...]:
         """The used entries that lie on the disk."""
         return gpt.parse_entries(bytes(self._array), self._entry_size, self._last_lba, self.sector_size)
+
+    @property
+    def made_for(self) -> int:
+        """Bytes of the disk that it says it is on."""
+        return (int(self._header["alternate_lba"]) + 1) * self.sector_size
 
     @property
     def usable_end(self) -> int:
@@ -91,6 +97,35 @@ class GPT:
         at = (number - 1) * self._entry_size + 40
         self._array[at : at + 8] = (end // self.sector_size - 1).to_bytes(8, "little")
         return end - partition.start
+
+    def cut_after(self, number: int, end: int) -> int:
+        """Have the last partition end at byte `end` of the disk, earlier than it did, and the disk soon behind that.
+
+        Returns:
+            The size, a whole MiB, that the disk is to have: `store` puts the backup at the end of that.
+
+        Raises:
+            GPTError: there is no such partition, it is not the last one, or there is a hybrid MBR, which says more.
+        """
+        step, sector = 1 << 20, self.sector_size
+        partitions = {found.number: found for found in self.partitions}
+        partition = partitions.pop(number, None)
+        if partition is None:
+            raise GPTError(f"there is no partition {number}")
+        for other in partitions.values():
+            if other.start + other.length > partition.start:
+                raise GPTError(f"partition {number} is not behind partition {other.number}")
+        if not partition.start < end <= partition.start + partition.length or end % sector:
+            raise GPTError(f"partition {number} cannot end at byte {end}")
+        record = self._medium.get(0, 512)
+        if sum(any(record[at : at + 16]) for at in range(446, 510, 16)) != 1:
+            raise GPTError("there is a hybrid MBR beside it")
+        size = -(-(end + (self._array_sectors + 1) * sector) // step) * step
+        if size < self._medium.size:
+            self._last_lba = size // sector - 1
+            at = (number - 1) * self._entry_size + 40
+            self._array[at : at + 8] = (end // sector - 1).to_bytes(8, "little")
+        return min(size, self._medium.size)
 
     def renew(self) -> dict[str, str]:
         """Give the disk and every partition a new random GUID; old ones and their new ones, in lower case."""
@@ -236,5 +271,5 @@ def move_backup(medium: Medium) -> str | None:
             return None
         table.store()
     except GPTError as error:
-        return f"Partition table left as it is: {printable(str(error))}"
+        return LEFT.format(printable(str(error)))
     return MOVED
