@@ -27,7 +27,10 @@ readonly PACKAGES_TEST=(
 readonly PACKAGES_DEMO=("${PACKAGES_RUN[@]}" mmdebstrap fdisk dosfstools mtools e2fsprogs util-linux mount libnbd-bin)
 
 # shellcheck disable=SC2034  # read by scripts/bench
-readonly PACKAGES_BENCH=("${PACKAGES_RUN[@]}" nbdkit libnbd-bin qemu-utils fio)
+readonly PACKAGES_BENCH=(
+  "${PACKAGES_RUN[@]}" nbdkit libnbd-bin qemu-utils fio
+  7zip zstd curl nginx-light partclone bmap-tools e2fsprogs util-linux
+)
 
 # ---- talking --------------------------------------------------------------------------------------------------------
 
