@@ -72,7 +72,7 @@ def open_format(storage: Storage, name: str, settings: SourceSettings) -> Source
         from restore.source.partclone.image import PartcloneImage
         from restore.source.partclone.stream import PartcloneStream
 
-        # Parts that are decoded each by itself are larger than what is wanted of them at a time: they are best streamed.
+        # Parts decoded each by itself are larger than what is wanted of them at a time: they are best streamed.
         if size is not None and not isinstance(storage, InParts):
             return ChunkedSource(PartcloneImage(storage, size), workers=workers)
         return StreamSource(PartcloneStream(storage))
