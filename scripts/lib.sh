@@ -20,7 +20,7 @@ readonly PACKAGES_TEST=(
   bzip2 lz4 pbzip2 pigz tabix xz-utils zstd
   zsh fish man-db groff-base
   nginx-light samba openssh-server
-  partclone exfat-fuse f2fs-tools
+  exfat-fuse f2fs-tools
 )
 
 # shellcheck disable=SC2034  # read by scripts/demo

@@ -10,7 +10,7 @@ from restore.source import Source, SourceSettings, virtual
 from restore.source.chunked import ChunkedSource
 from restore.source.compressed import HEAD, decompressed, sniff
 from restore.source.raw import RawImage, RawStream
-from restore.source.storage import Networked, Storage
+from restore.source.storage import InParts, Networked, Storage
 from restore.source.storage.file import LocalFile
 from restore.source.stream import StreamSource
 
@@ -72,7 +72,8 @@ def open_format(storage: Storage, name: str, settings: SourceSettings) -> Source
         from restore.source.partclone.image import PartcloneImage
         from restore.source.partclone.stream import PartcloneStream
 
-        if size is not None:
+        # Parts decoded each by itself are larger than what is wanted of them at a time: they are best streamed.
+        if size is not None and not isinstance(storage, InParts):
             return ChunkedSource(PartcloneImage(storage, size), workers=workers)
         return StreamSource(PartcloneStream(storage))
     if name in virtual.FORMATS:
