@@ -20,14 +20,14 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 from nbd.backend import Extent, measure
 from nbd.connection import FileRange
-from nbd.errors import NBDError, RequestFailed
+from nbd.errors import ConnectionLost, NBDError, RequestFailed
 from restore.errors import Refused, RestoreError, join, say
 from restore.manifest import damage, signature
 from restore.manifest.beside import bmap_path
@@ -35,6 +35,7 @@ from restore.manifest.bmap import BLOCK, Bmap, ImageFile, write
 from restore.manifest.scan import Both, Digests, mapped_runs, ranges, zero_digests
 from restore.replacing import sync_directory, umask
 from restore.report import Report
+from restore.sinks import RawSink, Sink, ZstdSink
 from restore.source import Payload, Source, SourceError
 from restore.source.payload import as_memory
 from targetmode.disks.text import format_size
@@ -42,8 +43,6 @@ from targetmode.disks.text import format_size
 PHASE: Final = "Capturing"
 SECTOR: Final = 512
 _AHEAD: Final = 4  # ranges under way, for each thread
-_GRAIN: Final = 64 << 10
-_ZERO_GRAIN: Final = bytes(_GRAIN)
 _MEDIUM: Final = frozenset({errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EREMOTEIO, errno.ETIMEDOUT})
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _RESERVE: Final = 16 << 20  # bytes left over for the file system's own use and for the scan
@@ -68,46 +67,6 @@ class CaptureSettings:
     retries: int = 3
     sign: str | None = None
     threads: int | None = None
-
-
-class Sink(Protocol):
-    """What an image is written to."""
-
-    def write(self, offset: int, data: memoryview) -> None:
-        """Put bytes somewhere; from several threads, unless `in_order`, then in order from one."""
-        ...
-
-    def finish(self, size: int) -> None:
-        """All has been written, and the image is of that size."""
-        ...
-
-
-class RawSink:
-    """A sparse raw image."""
-
-    in_order: Final = False
-
-    def __init__(self, fd: int) -> None:
-        """Write to an empty file."""
-        self._fd = fd
-
-    def write(self, offset: int, data: memoryview) -> None:
-        """Write what is not zeroes."""
-        whole = data.obj if isinstance(data.obj, bytearray) and len(data.obj) == len(data) else bytes(data)
-        start = 0
-        while start < len(data):
-            end = start
-            while end < len(data) and not whole.startswith(_ZERO_GRAIN[: len(data) - end], end):
-                end += _GRAIN
-            view = data[start : min(end, len(data))]
-            while view:
-                count = os.pwrite(self._fd, view, offset + start)
-                view, start = view[count:], start + count
-            start = max(start, end) + _GRAIN
-
-    def finish(self, size: int) -> None:
-        """Give it its size."""
-        os.ftruncate(self._fd, size)
 
 
 async def capture(
@@ -264,13 +223,17 @@ class _Capture:
         return ranges(mapped_runs(self._source, self._used), grain=0)
 
     def _write(self, fd: int, plan: _Plan | None) -> Bmap:
+        threads = self._settings.threads or len(os.sched_getaffinity(0))
+        zstd = self._settings.compress == "zstd"
+        with closing(ZstdSink(fd, threads) if zstd else RawSink(fd)) as sink:
+            return self._fill(sink, plan, threads)
+
+    def _fill(self, sink: Sink, plan: _Plan | None, threads: int) -> Bmap:
         source = self._source
         bmap = Bmap(1)
         total = plan.total if plan is not None else None
         done = 0
-        threads = self._settings.threads or len(os.sched_getaffinity(0))
         jobs: deque[tuple[int, int, Future[_Read]]] = deque()
-        sink = RawSink(fd)
 
         def take() -> None:
             nonlocal done
@@ -278,6 +241,9 @@ class _Capture:
             read = future.result()
             bmap.append(start // BLOCK, (start + length - 1) // BLOCK, *read.digests)
             self.bad += read.bad
+            data = read.data
+            if data is not None:
+                self._put(lambda: sink.write(start, data))
             done += length
             if self.stopping.is_set():
                 raise RestoreError("interrupted; nothing is left of the image")
@@ -304,7 +270,7 @@ class _Capture:
         self.bad = join(self.bad)
         self._check_readable(bmap)
         source.check_unchanged()
-        sink.finish(size)
+        self._put(lambda: sink.finish(size))
         self._report.progress(PHASE, done, done)
         return bmap
 
@@ -312,24 +278,31 @@ class _Capture:
         if self.bad and sum(length for _, length in self.bad) >= bmap.mapped:
             raise RestoreError(f"nothing of {self._source.name} could be read")
 
-    def _one(self, sink: RawSink, start: int, length: int, zero: bool, data: Payload | None) -> _Read:
-        """Read, hash and write one range; in any thread."""
+    def _one(self, sink: Sink, start: int, length: int, zero: bool, data: Payload | None) -> _Read:
+        """Read and hash one range, and write it, but where the sink wants that in order; in any thread."""
         if zero:
             return _Read(zero_digests(length))
         view, bad = self._read(start, length, data)
         both = Both()
         both.update(view)
         digests = both.digests()
-        if digests != zero_digests(length):
-            try:
-                sink.write(start, view)
-            except OSError as error:
-                if error.errno in _FULL:
-                    raise RestoreError(
-                        f"{self._target.parent} is full ({say(error)}); nothing is left of the image"
-                    ) from None
-                raise RestoreError(f"{self._target} cannot be written: {say(error)}") from None
+        if digests == zero_digests(length):
+            return _Read(digests, bad)
+        if sink.in_order:
+            return _Read(digests, bad, view)
+        self._put(lambda: sink.write(start, view))
         return _Read(digests, bad)
+
+    def _put(self, write: Callable[[], None]) -> None:
+        """Have a sink write."""
+        try:
+            write()
+        except OSError as error:
+            if error.errno in _FULL:
+                raise RestoreError(
+                    f"{self._target.parent} is full ({say(error)}); nothing is left of the image"
+                ) from None
+            raise RestoreError(f"{self._target} cannot be written: {say(error)}") from None
 
     def _read(self, start: int, length: int, data: Payload | None) -> tuple[memoryview, list[tuple[int, int]]]:
         """A range's bytes, zeroes where they cannot be read, and where that is."""
@@ -394,6 +367,8 @@ class _Capture:
 def _of_the_medium(error: BaseException | None) -> bool:
     """Whether it is a place that cannot be read, rather than a disk or a server that is gone."""
     while error is not None:
+        if isinstance(error, ConnectionLost):  # though it may come of ETIMEDOUT
+            return False
         if isinstance(error, OSError | RequestFailed):
             return error.errno in _MEDIUM
         error = error.__cause__ or error.__context__

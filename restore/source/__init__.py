@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from nbd.backend import Extent
 from nbd.connection import FileRange
@@ -25,6 +25,11 @@ CHUNK_LIMIT: Final = 64 << 20  # bytes, decoded: what a chunk may be at most
 
 class SourceError(RestoreError):
     """An image that cannot be read or is damaged; names it and where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unmapped(Extent):
+    """A run that is no part of the image: it is neither to be written nor verified, and what it holds is undefined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,7 @@ class Source(Protocol):
     def sequential(self) -> bool: ...  # noqa: D102
 
     def extents(self) -> Iterator[Extent]:
-        """The runs that make up the image, in order; a hole is zeroes.
+        """The runs that make up the image, in order; a hole is zeroes, unless it is `Unmapped`.
 
         Raises:
             SourceError, OSError: the source failed.
@@ -120,6 +125,22 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of it; of a `reader` before what it is one of."""
+        ...
+
+
+@runtime_checkable
+class Forgetful(Protocol):
+    """A `Source` that can read a range once more, past what it or the kernel keeps of it: whose fault was it?
+
+    Attributes:
+        checked: what is read is compared with a scan, so that what is handed out is right.
+    """
+
+    @property
+    def checked(self) -> bool: ...  # noqa: D102 - see the class
+
+    def forget(self, offset: int, length: int) -> None:
+        """Have a range read anew when it is asked for next; what was handed out of it before stays as it is."""
         ...
 
 
@@ -173,6 +194,18 @@ class Zeroes:
     """
 
     length: int
+
+
+@runtime_checkable
+class Promising(Protocol):
+    """A stream that tells beforehand how many bytes it has at least.
+
+    Attributes:
+        least_size: these bytes.
+    """
+
+    @property
+    def least_size(self) -> int: ...  # noqa: D102 - see the class
 
 
 class Stream(Protocol):

@@ -9,7 +9,7 @@ from typing import Final
 from nbd.backend import Extent, FileBackend
 from nbd.connection import FileRange
 from restore.source import Zeroes
-from restore.source.storage import Storage
+from restore.source.storage import Decoded, InParts, Interruptible, Storage
 
 _CHUNK: Final = 4 << 20  # bytes read at a time where the kernel cannot send them from where they are
 
@@ -22,9 +22,13 @@ class RawImage:
         self.name = storage.name
         self.size = size
         self._storage = storage
+        self._parts = storage if isinstance(storage, InParts) else None
 
     def extents(self) -> Iterator[Extent]:
-        """The runs of data and of holes, as the file system tells; all data where there is none to ask."""
+        """The runs of data and of holes, as the file system or the compression tells; all data where none does."""
+        if self._parts is not None:
+            yield from self._parts.extents()
+            return
         whole = self._storage.plain(0, self.size)
         if whole is None:
             yield Extent(self.size, hole=False, zero=False)
@@ -36,7 +40,9 @@ class RawImage:
             backend.close()
 
     def chunk(self, offset: int) -> tuple[int, int]:
-        """A piece of some MiB."""
+        """A piece of some MiB, or what is decoded together."""
+        if self._parts is not None:
+            return self._parts.chunk(offset)
         start = offset - offset % _CHUNK
         return start, min(start + _CHUNK, self.size)
 
@@ -55,18 +61,24 @@ class RawImage:
         """As the storage tells."""
         self._storage.check_unchanged()
 
+    def interrupt(self) -> None:
+        """Have what waits for a server fail now."""
+        if isinstance(self._storage, Interruptible):
+            self._storage.interrupt()
+
     def close(self) -> None:
         """Close it."""
         self._storage.close()
 
 
 class RawStream:
-    """A raw image that comes from a server which only sends it whole: a `Stream`."""
+    """A raw image that can only be had from its start, from a server or decoded: a `Stream`."""
 
     def __init__(self, storage: Storage) -> None:
         """Take over `storage`."""
         self.name = storage.name
         self.size = storage.size
+        self.least_size = storage.least_size if isinstance(storage, Decoded) else storage.size or 0
         self._storage = storage
         self._passed = 0
 
@@ -78,12 +90,19 @@ class RawStream:
             yield piece
 
     def fraction(self) -> float:
-        """Of its size, where that is known."""
+        """Of what is stored, or of its size where that is known."""
+        if isinstance(self._storage, Decoded):
+            return self._storage.fraction()
         return self._passed / self.size if self.size else 0.0
 
     def check_unchanged(self) -> None:
         """As the storage tells."""
         self._storage.check_unchanged()
+
+    def interrupt(self) -> None:
+        """Have what waits for a server fail now."""
+        if isinstance(self._storage, Interruptible):
+            self._storage.interrupt()
 
     def close(self) -> None:
         """Close it."""

@@ -15,7 +15,8 @@ from contextlib import suppress
 from typing import Final, Self
 
 from nbd.backend import Extent
-from restore.source import SourceError, Stream, Zeroes
+from restore.source import Promising, SourceError, Stream, Zeroes
+from restore.source.storage import Interruptible
 
 UNIT: Final = 1 << 20
 GRAIN: Final = 64 << 10  # runs of zeroes of this size are seen
@@ -31,6 +32,7 @@ class StreamSource:
     """A `Source` over a `Stream`."""
 
     sequential: Final = True
+    checked: Final = False
 
     def __init__(self, stream: Stream) -> None:
         """Take over `stream`, which `close` closes, and decode the first unit.
@@ -40,7 +42,7 @@ class StreamSource:
         """
         self.name = stream.name
         self._stream = stream
-        self._known = _Known(stream.size)
+        self._known = _Known(stream.size, stream.least_size if isinstance(stream, Promising) else 0)
         self._original = True
         self._window = _Window(stream, self._known)
         try:
@@ -56,14 +58,14 @@ class StreamSource:
 
     @property
     def least_size(self) -> int:
-        """What was decoded so far."""
-        return self._known.size or self._known.decoded
+        """What was decoded so far, or what the format says before that."""
+        return self._known.size or max(self._known.decoded, self._known.told)
 
     @property
     def expected_size(self) -> int:
         """From how much of what is stored was decoded to how much."""
         fraction = self._stream.fraction()
-        return self._known.size or int(self._known.decoded / max(min(fraction, 1.0), 0.001))
+        return self._known.size or max(int(self._known.decoded / max(min(fraction, 1.0), 0.001)), self._known.told)
 
     def extents(self) -> Iterator[Extent]:
         """Found as it is decoded."""
@@ -86,6 +88,13 @@ class StreamSource:
             length -= count
         return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
+    def forget(self, offset: int, length: int) -> None:
+        """All that was decoded: it begins again from the start."""
+        self._leave()
+        self._window = _Window(self._stream, self._known, wanted=offset // UNIT)
+        if offset < UNIT:
+            self._head = self._window.unit(0)
+
     def reader(self) -> Self:
         """Shares the window until one of them is left behind."""
         other = object.__new__(type(self))
@@ -100,6 +109,8 @@ class StreamSource:
 
     def close(self) -> None:
         """Stop decoding, and close it."""
+        if self._original and isinstance(self._stream, Interruptible):
+            self._stream.interrupt()
         self._leave()
         if self._original:
             self._stream.close()
@@ -125,8 +136,9 @@ class _Gone(Exception):
 class _Known:
     """What has become known of a stream's size."""
 
-    def __init__(self, size: int | None) -> None:
+    def __init__(self, size: int | None, told: int) -> None:
         self.size = size
+        self.told = told
         self.decoded = 0
 
 

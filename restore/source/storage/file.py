@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Final
 
 from nbd.connection import FileRange
@@ -17,6 +18,7 @@ from restore.errors import Refused, RestoreError
 from targetmode.disks.preflight import uses
 
 _PIECE: Final = 1 << 20
+_GAP: Final = 26  # parts
 
 
 class LocalFile:
@@ -118,6 +120,29 @@ class SplitFile:
     def _part(self, offset: int) -> tuple[LocalFile, int]:
         index = bisect_right(self._starts, offset) - 1
         return self._parts[index], offset - self._starts[index]
+
+
+def split_parts(path: str) -> list[str]:
+    """All the files, in order, of what `split` made, of which `path` is the first: `X.aa`, `X.ab` … `X.az`, `X.ba` …
+
+    Returns:
+        `path` alone where it is not the first of several.
+
+    Raises:
+        Refused: one of them is missing.
+    """
+    stem = path.removesuffix("aa")
+    if stem == path or not os.path.exists(f"{stem}ab"):  # noqa: PTH110
+        return [path]
+    names = [stem + first + second for first in ascii_lowercase for second in ascii_lowercase]
+    there = [os.path.exists(name) for name in names]  # noqa: PTH110
+    count = there.index(False) if False in there else len(names)
+    # A gap is told from the end by a part that is not much further; `X.gz` and the like may be no parts.
+    beyond = names[count : count + _GAP]
+    later = next((name for name in beyond if os.path.exists(name)), None)  # noqa: PTH110
+    if later is not None:
+        raise Refused(f"{names[count]} is missing: {later} is there, which is a later part of the same image")
+    return names[:count]
 
 
 def read_at(fd: int, offset: int, length: int) -> bytes:
