@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import plistlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from restore.errors import Refused
 from restore.source import SourceError
 from restore.source.detect import open_image
+from restore.source.raw import RawStream
 from restore.source.udif import is_udif, refuse_bundle
 from restore.source.udif.format import RunType
 from scripts.dmg import koly
@@ -76,3 +78,24 @@ def test_a_damaged_one_lets_go_of_its_file(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="version 3"):
         open_image(str(path))
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("piece", [100, 512, 5000])
+def test_one_that_only_comes_as_a_stream_is_no_raw_disk(piece: int) -> None:
+    """Its trailer comes last; what was written until then is no disk yet."""
+    content = whole((RunType.ZLIB, text(4 * KIB)))
+
+    class Sent(Memory):
+        def stream(self) -> Iterator[bytes]:
+            for offset in range(0, len(self.content), piece):
+                yield self.content[offset : offset + piece]
+
+    passed = b""
+    with pytest.raises(SourceError) as caught:
+        for found in RawStream(Sent(content)).decode():
+            assert isinstance(found, bytes)
+            passed += found
+    assert str(caught.value) == "x.dmg is a udif image, which has to be a file: copy it, decompressed, to one first"
+    assert passed == content
+    for other in (content + b"x", content[:-1], b"koly", bytes(512)):
+        assert b"".join(RawStream(Sent(other)).decode()) == other  # type: ignore[arg-type]
