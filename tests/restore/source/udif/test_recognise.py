@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import bz2
 import plistlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,3 +100,11 @@ def test_one_that_only_comes_as_a_stream_is_no_raw_disk(piece: int) -> None:
     assert passed == content
     for other in (content + b"x", content[:-1], b"koly", bytes(512)):
         assert b"".join(RawStream(Sent(other)).decode()) == other  # type: ignore[arg-type]
+
+
+def test_a_compressed_file_that_is_damaged_at_once_is_closed_once(tmp_path: Path) -> None:
+    """What takes the storage over closes it as it fails, and so does who opened it."""
+    path = tmp_path / "x.bz2"
+    path.write_bytes(bz2.compress(b"x" * 1000) + b"BZh9" + bytes(100))
+    with pytest.raises(SourceError, match="is damaged at byte"):
+        open_image(str(path))
