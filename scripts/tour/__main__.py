@@ -17,6 +17,7 @@ from scripts.tour.stage import LeftOut, Stage, Stop, TourError
 
 _LOOP: Final = "for loop devices"
 _MOUNT: Final = "to mount"
+_NEEDED: Final = ("mkfs.ext4", "mkfs.vfat", "mmd", "sgdisk", "debugfs", "losetup")
 
 STOPS: Final = (
     Stop("prepared", "a prepared image, signed, onto a larger disk", prepared.prepared),
@@ -99,9 +100,7 @@ def _make(stop: Stop, stage: Stage) -> str:
 def _prepare(stage: Stage) -> None:
     what = "loop devices" if stage.root else "files, since only root has loop devices"
     print(f"==> the tour takes place in {stage.work}; its disks are {what}")
-    missing = [
-        name for name in ("mkfs.ext4", "mkfs.vfat", "mmd", "sgdisk", "debugfs", "losetup") if not shutil.which(name)
-    ]
+    missing = [name for name in _NEEDED if not shutil.which(name)]
     if missing:
         raise LeftOut(f"the tour cannot do without {', '.join(missing)}")
     make_tree(stage)

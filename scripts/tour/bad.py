@@ -22,9 +22,8 @@ def bad(stage: Stage) -> None:
         "*) exit 2 ;;\nesac\n"
     )
     script.chmod(0o755)
-    stage.say(
-        f"an nbdkit exports a disk whose sectors {at // 512} to {(at + _LENGTH) // 512 - 1} fail, in /boot/vmlinuz"
-    )
+    first, last = at // 512, (at + _LENGTH) // 512 - 1
+    stage.say(f"an nbdkit exports a disk whose sectors {first} to {last} fail; they belong to /boot/vmlinuz")
     stage.quiet("nbdkit", "--unix", _SOCKET, "--pidfile", "weak.pid", "sh", script)
     stage.stack.callback(stage.quiet, "bash", "-c", f"kill $(cat weak.pid); rm weak.pid weak.sh {_SOCKET}")
     weak = f"nbd+unix:///?socket={_SOCKET}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scripts.tour.images import IMAGE, ROOT_SIZE, ROOT_START, SIZE, TREE
-from scripts.tour.stage import MIB, Stage
+from scripts.tour.stage import MIB, Stage, loop
 
 
 def devices(stage: Stage) -> None:
@@ -11,21 +11,19 @@ def devices(stage: Stage) -> None:
     stage.need("partclone.ext4")
     used = stage.file("used.img", SIZE)
     stage.quiet("cp", "--sparse=always", IMAGE, used)
-    disk = stage.attach(used)
-    root = stage.attach(used, f"--offset={ROOT_START * MIB}", f"--sizelimit={ROOT_SIZE * MIB}")
-    stage.say(f"{disk.name} is a disk in use, of which {root.name} is the root partition; of its files, 20 MiB are")
-    stage.say("deleted again, so that there are blocks that nothing uses")
-    with stage.mounted(root.name, "mnt"):
+    stage.say("the root partition of a disk is mounted; 20 MiB of its files are deleted, so that blocks are unused")
+    where = (f"--offset={ROOT_START * MIB}", f"--sizelimit={ROOT_SIZE * MIB}")
+    with loop(used, *where) as root, stage.mounted(root, "mnt"):
         stage.show("head -c 20M /dev/urandom > mnt/deleted && sync && rm mnt/deleted")
         volume = stage.disk(90)
-        stage.say("the mounted volume is the source; it is out of everybody's hands for as long as the copy takes")
+        stage.say("the volume is unmounted for as long as the copy takes")
         stage.show(f"asr restore --source mnt --target {volume.name} --erase --noprompt", says="verified")
         stage.check("findmnt --noheadings mnt", says="rw")
     stage.check(f"e2fsck -fn {volume.name}", says="files")
     with stage.tree(volume) as restored:
         stage.check(f"diff -r -x lost+found {TREE} {restored}", "the same files")
-    stage.quiet("losetup", "--detach", root.name)
-    stage.say("now the whole disk, only what is used of it, and then all of it")
+    stage.say("the whole disk: what is used of it, and then all of it")
+    disk = stage.attach(used)
     for options in ("", " --all-blocks"):
         copy = stage.disk(SIZE)
         line = f"asr restore --source {disk.name} --target {copy.name} --erase --noprompt{options}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from scripts.dmg import build_dmg
 from scripts.tour.images import IMAGE, SIZE, TREE
 from scripts.tour.stage import MIB, Stage
@@ -30,12 +32,12 @@ def compressed(stage: Stage) -> None:
 
 def dmg(stage: Stage) -> None:
     """Images for a Mac."""
-    stage.need("7z")
+    stage.need("7zz")
     for codec in ("zlib", "lzfse"):
         packed = f"lab-{codec}.dmg"
         stage.say(f"scripts/dmg.py writes {packed}, since nothing else outside macOS does; 7-Zip is the witness")
         build_dmg(stage.work / IMAGE, stage.work / packed, codec)
-        stage.check(f"7z t {packed}", says="Everything is Ok")
+        stage.check(f"7zz t {packed}", says="Everything is Ok")
         _restored(stage, packed, last=None if codec == "zlib" else 1)
         (stage.work / packed).unlink()
 
@@ -56,7 +58,7 @@ def virtual(stage: Stage) -> None:
 def partclone(stage: Stage) -> None:
     """A volume, saved with partclone, onto a partition."""
     stage.need("partclone.ext4", "zstd")
-    stage.show("partclone.ext4 -c -q -L partclone.log -s root.img -O - | zstd -q > root.ptcl.zst")
+    stage.show("partclone.ext4 -c -L partclone.log -s root.img -O - | zstd -q > root.ptcl.zst", last=1)
     stage.show("asr info root.ptcl.zst", says="partclone")
     disk = stage.file("partitioned.img", 110)
     stage.quiet("sgdisk", "-n1:1M:+90M", disk)
@@ -74,8 +76,9 @@ def partclone(stage: Stage) -> None:
 def clonezilla(stage: Stage) -> None:
     """A directory of a Clonezilla library onto a disk."""
     stage.need("partclone.ext4", "partclone.vfat", "partclone.dd", "parted", "sfdisk")
-    stage.say("a disk with four partitions, saved by the commands that Clonezilla runs, into the directory `classroom`")
-    disk, directory = stage.work / "classroom.img", stage.work / "classroom"
+    stage.say("a disk with four partitions, saved by the commands that Clonezilla runs, into the directory classroom")
+    (stage.work / "old").mkdir()
+    disk, directory = stage.work / "old/disk.img", stage.work / "classroom"
     partitions = make_disk(disk, GPT, GPT_KINDS)
     save_disk(disk, partitions, directory)
     stage.show("ls classroom")
@@ -84,9 +87,10 @@ def clonezilla(stage: Stage) -> None:
     stage.show(f"asr restore --source classroom --target {target.name} --erase --noprompt", says="verified")
     stage.check(f"sgdisk -v {target.name}", says="No problems found")
     for found in partitions:
-        line = f"cmp -n {found.length} -i {found.start} {disk.name} {target.name}"
+        line = f"cmp -n {found.length} -i {found.start} old/disk.img {target.name}"
         stage.check(line, f"partition {found.number} ({found.kind}) is the same")
-    disk.unlink()
+    for path in (disk.parent, directory):
+        shutil.rmtree(path)
 
 
 def _restored(stage: Stage, image: str, last: int | None = 1) -> None:

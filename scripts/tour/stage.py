@@ -229,7 +229,7 @@ class Stage:
         """A file as a disk for as long as the stop takes: a loop device, or without root the file itself."""
         if not self.root:
             return Disk(path.name, path)
-        return Disk(self.stack.enter_context(_loop(path, *options)), path)
+        return Disk(self.stack.enter_context(loop(path, *options)), path)
 
     @contextmanager
     def mounted(self, what: str, where: str, *options: str) -> Iterator[Path]:
@@ -263,7 +263,7 @@ class Stage:
         if self.root:
             size = () if length is None else (f"--sizelimit={length}",)
             with (
-                _loop(disk.path, f"--offset={start}", *size, "--read-only") as device,
+                loop(disk.path, f"--offset={start}", *size, "--read-only") as device,
                 self.mounted(device, name, "ro", "noload"),
             ):
                 yield name
@@ -433,7 +433,7 @@ def _machine() -> str:
 
 
 @contextmanager
-def _loop(path: Path, *options: str) -> Iterator[str]:
+def loop(path: Path, *options: str) -> Iterator[str]:
     """A loop device over a file. A container's /dev may lack the node of the next free one: then it is made."""
     device = ""
     for _ in range(20):  # others may take the free one first

@@ -378,7 +378,8 @@ def moto(directory: Path) -> Iterator[tuple[int, Callable[[str, bytes], None]]]:
     with log.open("wb") as errors, running(command, ready=lambda: listens(port), stderr=errors):
 
         def put(name: str, data: bytes) -> None:
-            who = "AWS4-HMAC-SHA256 Credential=testing/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+            scope = "Credential=testing/20260101/us-east-1/s3/aws4_request"
+            who = f"AWS4-HMAC-SHA256 {scope}, SignedHeaders=host, Signature=0"
             fields = {"Content-Type": "application/octet-stream", "Authorization": who}
             request = Request(f"http://127.0.0.1:{port}/{name}", data, fields, method="PUT")
             with urlopen(request, timeout=10) as answer:
