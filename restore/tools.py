@@ -117,4 +117,5 @@ def run(command: Sequence[str | Path], *, good: Collection[int] = (0,), text: st
 def complaint(err: str, out: str, code: int) -> str:
     """The line that most likely says what went wrong."""
     lines = [line.strip() for line in (err.strip() or out.strip()).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("(i.e.,")] or lines  # what e2fsck has to add
     return printable(lines[-1]) if lines else f"ended with status {code}"

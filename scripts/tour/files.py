@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scripts.tour.images import IMAGE, ROOT_SIZE, ROOT_START, SIZE, TREE
-from scripts.tour.stage import MIB, Disk, Stage
+from scripts.tour.stage import MIB, Disk, Stage, loop
 
 _COMPARED = f"rsync -rlnc --out-format=%n --exclude=/lost+found {TREE}/"
 
@@ -24,7 +24,8 @@ def files(stage: Stage) -> None:
     _look(stage, volume, 0, None)
     disk = stage.disk(SIZE + 32)
     stage.quiet("dd", f"if={IMAGE}", f"of={disk.path}", "bs=1M", "conv=notrunc", "status=none")
-    with stage.mounted(str(disk.path), "mnt", "loop", f"offset={ROOT_START * MIB}", f"sizelimit={ROOT_SIZE * MIB}"):
+    where = (f"--offset={ROOT_START * MIB}", f"--sizelimit={ROOT_SIZE * MIB}")
+    with loop(disk.path, *where) as root, stage.mounted(root, "mnt"):
         stage.quiet("rm", "-r", "mnt/usr")
         _fill(stage)
     with stage.serving(disk, brief=True) as machine:

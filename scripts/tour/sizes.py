@@ -9,8 +9,8 @@ from scripts.tour.stage import MIB, Stage
 def sizes(stage: Stage) -> None:
     """A volume onto a smaller one; a disk that is too small."""
     stage.show("ls -l root.img")
-    small = stage.disk(60)
-    stage.say(f"{small.name} has 60 MiB, which is enough for the contents of root.img")
+    small = stage.disk(66)
+    stage.say(f"{small.name} has 66 MiB, which is enough for the contents of root.img")
     stage.show(f"asr restore --source root.img --target {small.name} --erase --noprompt", says="verified")
     stage.check(f"e2fsck -fn {small.name}", says="files")
     with stage.tree(small) as restored:

@@ -92,7 +92,7 @@ def _pack(stage: Stage, directory: Path) -> None:
 
 def _restore(stage: Stage, url: str) -> None:
     disk = stage.disk(SIZE)
-    stage.show(f"asr restore --source {url} --target {disk.name} --erase --noprompt", says="verified", last=2)
+    stage.show(f"asr restore --source {url} --target {disk.name} --erase --noprompt", says="verified", last=1)
     stage.check(f"cmp {IMAGE} {disk.name}", "not a byte differs")
 
 
