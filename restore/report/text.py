@@ -18,6 +18,7 @@ class TextReport:
         self._out = out
         self._errors = errors
         self._open = False  # a line has been begun
+        self._phase = ""
         self._current: str | None = None
         self._waiting: dict[str, tuple[int, int]] = {}
         self._full: set[str] = set()
@@ -25,10 +26,11 @@ class TextReport:
 
     def begin(self, phase: str) -> None:
         self._end_line()
+        self._phase = phase
         self._write(f"  {phase}...")
 
     def done(self) -> None:
-        self._write("done\n")
+        self._write("done\n" if self._open else f"  {self._phase}...done\n")  # a note may have ended its line
 
     def progress(self, phase: str, done: int, total: int) -> None:
         if phase in self._full:

@@ -24,8 +24,8 @@ def bad(stage: Stage) -> None:
     script.chmod(0o755)
     first, last = at // 512, (at + _LENGTH) // 512 - 1
     stage.say(f"an nbdkit exports a disk whose sectors {first} to {last} fail; they belong to /boot/vmlinuz")
+    stage.daemon("weak.pid", "weak.sh", _SOCKET)
     stage.quiet("nbdkit", "--unix", _SOCKET, "--pidfile", "weak.pid", "sh", script)
-    stage.stack.callback(stage.quiet, "bash", "-c", f"kill $(cat weak.pid); rm weak.pid weak.sh {_SOCKET}")
     weak = f"nbd+unix:///?socket={_SOCKET}"
     disk = stage.disk(SIZE)
     stage.show(f"asr restore --source {weak} --target {disk.name} --erase --noprompt", status=1)
@@ -37,6 +37,8 @@ def bad(stage: Stage) -> None:
         says=("are zeroes", "verified"),
     )
     stage.check(f"cmp weak.img {disk.name}", "not a byte differs")
-    stage.check(f"cmp -l {IMAGE} {disk.name} | wc -l", says="4")
+    stage.check(
+        f"[ $(cmp -l {IMAGE} {disk.name} | wc -l) -le {_LENGTH} ]", "at most those bytes are not what they were"
+    )
     for path in stage.work.glob("weak.img*"):
         path.unlink()

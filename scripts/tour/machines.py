@@ -37,8 +37,8 @@ def several(stage: Stage) -> None:
         "error-pwrite=EIO error-pwrite-rate=100% error-pwrite-file=failing"
     )
     (stage.work / "failing").touch()
+    stage.daemon("bad.pid", "failing", bad)
     stage.show(line)
-    stage.stack.callback(stage.quiet, "bash", "-c", "kill $(cat bad.pid); rm bad.pid failing bad.sock")
     with stage.serving(first, brief=True) as one, stage.serving(second, brief=True) as other:
         stage.show(
             f"asr restore --source {IMAGE} --erase --noprompt "
@@ -59,7 +59,7 @@ def captured(stage: Stage) -> None:
     with stage.serving(stage.attach(source), "--read-only", brief=True) as machine:
         stage.show(f"asr capture --source {machine} --target {image} --compress zstd")
     stage.check(f"zstd -dc {image} | cmp - {IMAGE}", "not a byte differs")
-    stage.show(f"asr info {image}", says="seekable")
+    stage.show(f"asr info {image}", says="Mapped")
     disk = stage.disk(SIZE)
     stage.show(f"asr restore --source {image} --target {disk.name} --erase --noprompt", says="verified")
     stage.check(f"cmp {IMAGE} {disk.name}", "not a byte differs")

@@ -40,7 +40,7 @@ def minimized(stage: Stage) -> None:
     stage.show(f"asr imagescan {IMAGE} --minimize {small}", says="successfully scanned")
     stage.show(f"ls -l {IMAGE} {small}")
     stage.check(f"sgdisk -v {small}", says="No problems found")
-    disk = stage.disk(80)
+    disk = stage.disk(90)
     stage.show(f"asr restore --source {small} --target {disk.name} --erase --noprompt --grow", says="verified")
     stage.check(f"sgdisk -v {disk.name}", says="No problems found")
     with stage.tree(disk, ROOT_START * MIB) as restored:

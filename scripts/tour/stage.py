@@ -309,6 +309,22 @@ class Stage:
             finally:
                 _end(process)
 
+    def daemon(self, pid_file: str, *files: str) -> None:
+        """End a program with the stop that goes into the background and writes its id to a file; its files go too."""
+        path = self.work / pid_file
+
+        def end() -> None:
+            with suppress(OSError, ValueError):
+                pid = int(path.read_text())
+                os.kill(pid, signal.SIGTERM)
+                deadline = time.monotonic() + _READY
+                while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+                    time.sleep(0.01)
+            for name in (pid_file, *files):
+                (self.work / name).unlink(missing_ok=True)
+
+        self.stack.callback(end)
+
     @contextmanager
     def cut(self, line: str, says: str) -> Iterator[None]:
         """Show a command line and run it until it has printed something; then kill it and all that it has started."""
