@@ -23,7 +23,7 @@ STOPS: Final = (
     Stop("prepared", "a prepared image, signed, onto a larger disk", prepared.prepared),
     Stop("compressed", "compressed images: gzip, bzip2, xz, zstd, lz4", formats.compressed),
     Stop("dmg", "images for a Mac: .dmg", formats.dmg),
-    Stop("virtual", "disks of virtual machines: qcow2, vmdk, vhdx, vdi", formats.virtual),
+    Stop("virtual", "disks of virtual machines: qcow2, vmdk, vhdx, vdi, vhd", formats.virtual),
     Stop("partclone", "a partclone image onto a partition", formats.partclone),
     Stop("clonezilla", "a directory of Clonezilla's onto a disk", formats.clonezilla),
     Stop("devices", "disks, mounted volumes and mount points of this machine", devices.devices, _LOOP),

@@ -16,7 +16,7 @@ _COMPRESSED = (
     ("zst", "zstd -q -T0 -c"),
     ("lz4", "lz4 -q -c"),
 )
-_VIRTUAL = ("qcow2", "vmdk", "vhdx", "vdi")
+_VIRTUAL = (("qcow2", "-c "), ("vmdk", ""), ("vhdx", ""), ("vdi", ""), ("vpc", "-o force_size=on "))
 
 
 def compressed(stage: Stage) -> None:
@@ -45,9 +45,8 @@ def dmg(stage: Stage) -> None:
 def virtual(stage: Stage) -> None:
     """Disks of virtual machines."""
     stage.need("qemu-img", "qemu-nbd")
-    for form in _VIRTUAL:
+    for form, options in _VIRTUAL:
         packed = f"lab.{form}"
-        options = "-c " if form == "qcow2" else ""
         stage.show(f"qemu-img convert -f raw -O {form} {options}{IMAGE} {packed}")
         disk = stage.disk(SIZE)
         stage.show(f"asr restore --source {packed} --target {disk.name} --erase --noprompt", says="verified", last=1)

@@ -21,14 +21,17 @@ def prepared(stage: Stage) -> None:
     stage.check(f"sgdisk -v {disk.name}", says="No problems found")
     with stage.tree(disk, ROOT_START * MIB, ROOT_SIZE * MIB) as restored:
         stage.check(f"diff -r -x lost+found {TREE} {restored}", "the same files as the image was made of")
-    stage.say("another program reads the same scan:")
+    stage.say("another program reads the same scan, though it knows no signatures but PGP's")
     copy = stage.file("copy.img", SIZE)
-    stage.check(f"bmaptool copy {IMAGE} {copy.name}", says="copying time")
+    stage.check(f"bmaptool copy --no-sig-verify {IMAGE} {copy.name}", says="copying time")
+    stage.check(f"cmp {IMAGE} {copy.name}", "not a byte differs")
     stage.say("an image that was changed after it was signed:")
     stage.show(f"printf x | dd of={IMAGE} bs=1 seek=20M conv=notrunc status=none")
-    stage.show(
-        f"asr restore --source {IMAGE} --target {disk.name} --erase --noprompt --verify-signature allowed", status=1
-    )
+    line = f"asr restore --source {IMAGE} --target {disk.name} --erase --noprompt --verify-signature allowed"
+    stage.show(line, status=1, says="is older")
+    stage.say("and one that was changed by somebody who knows that:")
+    stage.show(f"touch {IMAGE}.bmap")
+    stage.show(line, status=1, says="source")
     stage.quiet("cp", "--sparse=always", copy, IMAGE)
     for suffix in (".bmap", ".bmap.sig"):
         (stage.work / f"{IMAGE}{suffix}").unlink()
