@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.tour.images import IMAGE, SIZE, TREE
+from scripts.tour.images import IMAGE, SIZE, inside_kernel
 from scripts.tour.stage import MIB, Stage
 
 _SOCKET = "weak.sock"
@@ -12,8 +12,7 @@ _LENGTH = 4096  # bytes that cannot be read
 def bad(stage: Stage) -> None:
     """A restore of it stops; capture saves what can be read."""
     stage.need("nbdkit", "ddrescuelog")
-    kernel = (stage.work / TREE / "boot/vmlinuz").read_bytes()
-    at = (stage.work / IMAGE).read_bytes().find(kernel[MIB : MIB + 4096])
+    at = inside_kernel(stage)
     script = stage.work / "weak.sh"
     script.write_text(
         f'#!/bin/sh\ncase "$1" in\nget_size) echo {SIZE * MIB} ;;\n'

@@ -42,6 +42,12 @@ def make_tree(stage: Stage) -> Path:
     return tree
 
 
+def inside_kernel(stage: Stage) -> int:
+    """A place in the image that is in use: where the second MiB of its /boot/vmlinuz begins, in bytes."""
+    kernel = (stage.work / TREE / "boot/vmlinuz").read_bytes()
+    return (stage.work / IMAGE).read_bytes().index(kernel[MIB : MIB + 4096])
+
+
 def make_system(stage: Stage) -> None:
     """The image, of the tree."""
     path, esp, root = (stage.work / name for name in (IMAGE, "esp.img", "root.img"))

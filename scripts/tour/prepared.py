@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.tour.images import IMAGE, ROOT_SIZE, ROOT_START, SIZE, TREE
+from scripts.tour.images import IMAGE, ROOT_SIZE, ROOT_START, SIZE, TREE, inside_kernel
 from scripts.tour.stage import MIB, Stage
 
 
@@ -26,7 +26,7 @@ def prepared(stage: Stage) -> None:
     stage.check(f"bmaptool copy --no-sig-verify {IMAGE} {copy.name}", says="copying time")
     stage.check(f"cmp {IMAGE} {copy.name}", "not a byte differs")
     stage.say("an image that was changed after it was signed:")
-    stage.show(f"printf x | dd of={IMAGE} bs=1 seek=20M conv=notrunc status=none")
+    stage.show(f"printf xyz | dd of={IMAGE} bs=1 seek={inside_kernel(stage)} conv=notrunc status=none")
     line = f"asr restore --source {IMAGE} --target {disk.name} --erase --noprompt --verify-signature allowed"
     stage.show(line, status=1, says="is older")
     stage.say("and one that was changed by somebody who knows that:")
