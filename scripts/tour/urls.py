@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,12 +37,23 @@ def web(stage: Stage) -> None:
 
 def sftp(stage: Stage) -> None:
     """sshd."""
-    stage.need("sshd", "ssh-keygen")
+    stage.need("sshd", "ssh-keygen", "sftp")
     directory = _directory(stage, "sftp")
     with sshd(directory) as share, _environment(HOME=str(directory / "home")):
+        _check_login(share.port, directory / "home/.ssh")
         _pack(stage, share.files)
         stage.say("with the key in ~/.ssh, and the server's in ~/.ssh/known_hosts")
         _restore(stage, f"sftp://127.0.0.1:{share.port}{share.files}/{_PACKED}")
+
+
+def _check_login(port: int, keys: Path) -> None:
+    """Leave the stop out where sshd lets this user not in, as it does with accounts that are locked."""
+    options = [f"-i{keys}/id_ed25519", f"-oUserKnownHostsFile={keys}/known_hosts", "-oBatchMode=yes"]
+    command = ["sftp", *options, "-b/dev/null", f"-P{port}", "127.0.0.1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip() or "nothing").splitlines()
+        raise LeftOut(f"sshd does not let {getpass.getuser()} in: {said[0]}")
 
 
 def smb(stage: Stage) -> None:
