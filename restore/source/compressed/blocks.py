@@ -8,6 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, Protocol
 
 from nbd.backend import Extent
@@ -20,6 +21,7 @@ UNIT: Final = 1 << 20  # parts that begin in the same one are decoded together
 LARGEST: Final = CHUNK_LIMIT - UNIT  # bytes, decoded, of a part
 _KEPT: Final = 4  # parts that are kept for who reads a little at a time
 _EMPTY: Final = 1000  # what shrinks by such a factor may well be zeroes
+_GRAIN: Final = 64 << 10  # bytes; smaller runs of zeroes are not looked for
 _ZEROES: Final = bytes(UNIT)
 
 
@@ -83,12 +85,13 @@ class Index:
 
     def largest(self) -> int:
         """Bytes of the image in the largest part."""
-        return max(b - a for a, b in zip(self._starts, self._starts[1:], strict=False))
+        return max(end - start for start, end in pairwise(self._starts))
 
     def small(self) -> Sequence[int]:
         """The parts that are stored as so little that they may be zeroes."""
-        starts, stored = self._starts, self._stored
-        return [n for n, size in enumerate(stored) if size * _EMPTY < starts[n + 1] - starts[n] + (64 << 10)]
+        lengths = (end - start for start, end in pairwise(self._starts))
+        both = enumerate(zip(self._stored, lengths, strict=True))
+        return [number for number, (stored, length) in both if stored * _EMPTY - _GRAIN < length >= _GRAIN]
 
 
 class Format(Protocol):
