@@ -43,6 +43,7 @@ class Operation:
         flags: command flags.
         data: the payload of a WRITE; memory has to stay as it is until the next flush, since it may be sent again.
         buffer: where the data of a READ go.
+        extents: where the answer to a BLOCK_STATUS goes, as (length, status flags).
     """
 
     command: Command
@@ -51,6 +52,7 @@ class Operation:
     flags: int = 0
     data: memoryview | FileRange | None = field(default=None, repr=False)
     buffer: memoryview | None = field(default=None, repr=False)
+    extents: list[tuple[int, int]] | None = field(default=None, repr=False)
 
 
 class Client:
@@ -69,6 +71,7 @@ class Client:
         queries: Sequence[str] = (),
         notify: Callable[[str], None] = lambda message: None,
         describe: Callable[[str], str] = lambda description: description,
+        reconnect: bool = True,
     ) -> None:
         """Connect.
 
@@ -79,6 +82,7 @@ class Client:
             queries: metadata context queries to list; the answers are in `export.contexts`.
             notify: told in one line when a connection is lost and when it is back.
             describe: the part of an export's description that is the same after a reconnect.
+            reconnect: a connection that is lost is made again.
 
         Raises:
             ConnectionLost, OptionRefused, ProtocolError: as for `Connection`.
@@ -88,7 +92,7 @@ class Client:
         self._queries = queries
         self._notify = notify
         self._describe = describe
-        self._aborted = False
+        self._aborted = not reconnect
         self._unflushed: list[Operation] = []
         self._unflushed_bytes = self._unflushed_memory = 0
         self._fruitless = 0
@@ -96,6 +100,11 @@ class Client:
         self._connection = Connection(uri, timeout=timeout, queries=queries)
         self.export: ExportInfo = self._connection.ready.export
         self.history: list[ExportInfo] = [self.export]
+
+    @property
+    def tells_extents(self) -> bool:
+        """Whether the server answers BLOCK_STATUS with `base:allocation`."""
+        return BASE_ALLOCATION in self._connection.ready.contexts
 
     # --- Single requests ---
 
@@ -141,7 +150,7 @@ class Client:
         """The runs that make up a range, in order; all data where the server does not tell. Raises as `read`."""
         while length:
             piece = min(length, _LENGTH_LIMIT)
-            if BASE_ALLOCATION not in self._connection.ready.contexts:
+            if not self.tells_extents:
                 found = [(piece, 0)]
             else:
                 found = self.run([Operation(Command.BLOCK_STATUS, offset, piece)])[0].extents
@@ -253,6 +262,8 @@ class Client:
                 work.failure = work.failure or reply.failure
                 continue
             self._account(item.operation)
+            if item.operation.extents is not None:
+                item.operation.extents[:] = reply.extents
             last = [reply]
             work.report(item)
 

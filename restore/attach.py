@@ -29,6 +29,7 @@ from nbd.errors import URIError
 from nbd.uri import NBDURI
 from restore import tools
 from restore.errors import Refused, RestoreError
+from restore.exports import SCHEMES
 from targetmode.disks.machine import block_size_of
 from targetmode.disks.preflight import PreflightError, claim
 
@@ -40,6 +41,9 @@ _BLKSSZGET: Final = 0x1268
 _START: Final = 20.0  # seconds until a server or a mount has to be there
 _END: Final = 20.0  # seconds until a loop device has to be gone; udev may be looking at it
 _TRIES: Final = 50  # others may take the free loop device before us
+
+FORMS: Final = ("raw", "qcow2", "vmdk", "vhdx", "vdi", "vpc")
+"""Formats of images that can be attached as they lie."""
 
 
 class _LoopInfo64(ctypes.Structure):
@@ -104,7 +108,7 @@ def opened(where: str, *, read_only: bool, form: str = "raw") -> Iterator[Opened
     with ExitStack() as stack:
         if form != "raw":
             fd = stack.enter_context(_qemu(where, form, read_only=read_only))
-        elif where.startswith(("nbd:", "nbds:", "nbd+", "nbds+")):
+        elif where.startswith(SCHEMES):
             fd = stack.enter_context(_export(where, read_only=read_only))
         else:
             try:

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
 
 from restore.errors import Differences, RestoreError
-from restore.job import Settings, restore
 from restore.report import Members, Report
 from restore.source import Source
-from restore.target import Target
+
+RestoreOne = Callable[[str, Callable[[], Source], Report], Awaitable[None]]
+"""Puts an image on one target: what that is called, what opens the image, what is told."""
 
 
 async def restore_all(
-    targets: Sequence[tuple[str, Callable[[Report], Target]]],
-    open_source: Callable[[], Source],
-    settings: Settings,
-    members: Members,
+    targets: Sequence[str], open_source: Callable[[], Source], restore_one: RestoreOne, members: Members
 ) -> int:
     """Put an image on several targets.
 
     Args:
-        targets: of each what it is called, and what opens it when it is given the report to note things to.
+        targets: what each is called.
         open_source: called once.
-        settings: how; each question is asked by itself, one after the other.
+        restore_one: does all of it for one.
         members: makes the report of each, and tells the end.
 
     Returns:
@@ -38,13 +34,12 @@ async def restore_all(
     """
     source = await asyncio.to_thread(open_source)
     with closing(source):
-        settings = replace(settings, confirm=_one_at_a_time(settings.confirm))
         readers = [source.reader() for _ in targets]
         statuses = [RestoreError.status] * len(targets)
 
         async def run(index: int) -> None:
-            name, open_target = targets[index]
-            statuses[index] = await _restore_one(open_target, readers[index], settings, members.member(name))
+            report = members.member(targets[index])
+            statuses[index] = await _ended(targets[index], readers[index], restore_one, report)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -53,14 +48,13 @@ async def restore_all(
         except asyncio.CancelledError:
             raise RestoreError("interrupted") from None
         finally:
-            members.summary([(name, status) for (name, _), status in zip(targets, statuses, strict=True)])
+            members.summary(list(zip(targets, statuses, strict=True)))
     failures = set(statuses) - {0}
     return 0 if not failures else Differences.status if failures == {Differences.status} else RestoreError.status
 
 
-async def _restore_one(
-    open_target: Callable[[Report], Target], source: Source, settings: Settings, report: Report
-) -> int:
+async def _ended(target: str, source: Source, restore_one: RestoreOne, report: Report) -> int:
+    """How one has ended, which was told."""
     used = False
 
     def open_source() -> Source:
@@ -69,7 +63,7 @@ async def _restore_one(
         return source
 
     try:
-        await restore(lambda: open_target(report), open_source, settings, report)
+        await restore_one(target, open_source, report)
     except RestoreError as error:
         report.failed(str(error), error.ranges if isinstance(error, Differences) else ())
         return error.status
@@ -80,15 +74,3 @@ async def _restore_one(
         if not used:  # else it was closed with the restore
             source.close()
     return 0
-
-
-def _one_at_a_time(confirm: Callable[[str], bool] | None) -> Callable[[str], bool] | None:
-    if confirm is None:
-        return None
-    lock = threading.Lock()
-
-    def ask(question: str) -> bool:
-        with lock:
-            return confirm(question)
-
-    return ask

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import stat
@@ -21,12 +20,10 @@ from restore.mounting import Mounted, Place, mounted, reached
 from restore.private import in_private
 from restore.profile import Profile, profile
 from restore.report import RESTORING, VERIFYING, Report
-from restore.source import Source
 from targetmode.disks.text import format_size, printable
 
 _PROGRESS: Final = re.compile(rb"\s*([0-9,]+)\s+\d+%")
 _LISTED: Final = 20  # differences that are printed
-_PIECE: Final = 1 << 20
 
 
 class FileDifferences(RestoreError):
@@ -58,72 +55,38 @@ class Copied:
     size: int
 
 
-async def copy_files(source: Place, target: Place, report: Report, *, verify: bool = True) -> Copied:
+async def copy_files(
+    source: Place, target: Place, report: Report, *, verify: bool = True, max_rate: int | None = None
+) -> Copied:
     """Copy the files of one file system onto another.
 
     Args:
-        source: where they are; see `spill` for images that neither the kernel nor qemu reads.
+        source: where they are; see `source.spill` for images that neither the kernel nor qemu reads.
         target: where they go; `Place.option` names its option.
         report: is told of progress.
         verify: compare all of it afterwards.
+        max_rate: most bytes per second, None for no limit.
 
     Raises:
         Refused: before anything was written.
         FileDifferences: verification failed.
         RestoreError: the copy failed; the target is a whole file system with a part of the files.
     """
-    arguments = {"source": asdict(source), "target": asdict(target), "verify": verify}
+    arguments = {"source": asdict(source), "target": asdict(target), "verify": verify, "max_rate": max_rate}
     found = await in_private("restore.filecopy:copy_in_private", arguments, report)
     if found["differences"]:
         raise FileDifferences(found["differences"])
     return Copied(found["items"], found["size"])
 
 
-async def spill(source: Source, directory: Path, report: Report) -> Path:
-    """Decode an image that cannot be mounted as it is into a private sparse file, which the caller removes.
-
-    Raises:
-        Refused: there is no room for it, with the sizes.
-        SourceError, OSError: the source failed.
-    """
-    path = directory / "image"
-    data = source.expected_size
-    report.note(
-        f"{printable(source.name)} is decoded to a temporary file of at most {format_size(data)} in {directory}"
-    )
-    space = os.statvfs(directory)
-    if source.size is not None and not source.sequential:
-        needed = sum(extent.length for extent in source.extents() if not extent.zero)
-        if needed > space.f_bavail * space.f_frsize:
-            free = format_size(space.f_bavail * space.f_frsize)
-            raise Refused(
-                f"{directory} has no room for the decoded image: {format_size(needed)} needed, {free} free; "
-                "set TMPDIR to a directory that has"
-            )
-    await asyncio.to_thread(_write_sparse, source, path)
-    return path
-
-
-def _write_sparse(source: Source, path: Path) -> None:
-    offset = 0
-    with path.open("xb", buffering=0) as file:
-        for extent in source.extents():
-            if not extent.zero:
-                for at in range(offset, offset + extent.length, _PIECE):
-                    length = min(_PIECE, offset + extent.length - at)
-                    found = source.payload(at, length)
-                    data = found if isinstance(found, memoryview) else os.pread(found.fd, length, found.offset)
-                    if len(data) != length:
-                        raise RestoreError(f"{source.name} ends at offset {at + len(data)}, earlier than it says")
-                    if any(memoryview(data)[:1]) or bytes(data).count(0) != length:
-                        os.pwrite(file.fileno(), data, at)
-            offset += extent.length
-        file.truncate(offset)
-    source.check_unchanged()
-
-
 def copy_in_private(
-    report: Report, directory: Path, *, source: dict[str, str], target: dict[str, str], verify: bool
+    report: Report,
+    directory: Path,
+    *,
+    source: dict[str, str],
+    target: dict[str, str],
+    verify: bool,
+    max_rate: int | None,
 ) -> dict[str, object]:
     """What `copy_files` does, in the private process."""
     tools.find("rsync")
@@ -144,7 +107,7 @@ def copy_in_private(
             for note in (origin.note, goal.note, keeps.lost and f"{goal.kind} keeps no {keeps.lost}"):
                 if note:
                     report.note(note)
-            _rsync(origin, goal, keeps, size, report)
+            _rsync(origin, goal, keeps, size, max_rate, report)
         differences = []
         if verify:
             if under is not None:
@@ -208,7 +171,7 @@ def _blocks(path: bytes) -> int:
     return status.st_blocks * 512 if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 else 0
 
 
-def _rsync(origin: Mounted, goal: Mounted, keeps: Profile, size: int, report: Report) -> None:
+def _rsync(origin: Mounted, goal: Mounted, keeps: Profile, size: int, max_rate: int | None, report: Report) -> None:
     """Run rsync, its count of bytes on the way to the report.
 
     `--ignore-times` has it look at every file, `--whole-file` not compare blocks, `--force` put what is no directory in
@@ -218,6 +181,7 @@ def _rsync(origin: Mounted, goal: Mounted, keeps: Profile, size: int, report: Re
     command = [
         *(tools.find("rsync"), *keeps.rsync, "--numeric-ids", "--ignore-times", "--whole-file", "--force"),
         *([f"--exclude=/{skipped.decode()}"] if skipped else []),
+        *([f"--bwlimit={max_rate / 1024:.2f}"] if max_rate else []),
         *("--no-inc-recursive", "--info=progress2,nonreg0", "--no-human-readable", "--outbuf=N"),
         *(f"{origin.root}/", f"{goal.root}/"),
     ]

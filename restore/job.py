@@ -14,24 +14,27 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, NoReturn, TypeVar
 
 from nbd.client import Operation
+from nbd.connection import PayloadError
 from nbd.errors import NBDError
 from nbd.wire import Command
 from restore.delta import Delta, Item
 from restore.errors import Differences, Refused, RestoreError, join, say
+from restore.fit.sizes import check_size
 from restore.plan import HEAD, Kind, KnownZeroes, Piece, cut, operation, throttle
 from restore.report import RESTORING, VERIFYING, Report
-from restore.source import Payload, Source, SourceError
+from restore.source import Forgetful, Payload, Source, SourceError
 from restore.target import Target
 from restore.verify import Expected, Feed, Hasher, Verification, expected, payload_of
 from targetmode.disks.text import format_size
 
 ATTEMPTS: Final = 3  # times that a range which differs is sent again
 RESTARTS: Final = 5  # times that all is compared once more since the server may have been started again meanwhile
+_LOOKED_AT: Final = 64  # ranges that differ in the end whose source is read once more
 _PATIENCE: Final = 2.0  # seconds that an interrupted copy has to end by itself, and again when its connections are cut
 _TICK: Final = 0.1  # seconds between two updates of the progress
 _SWITCH: Final = 0.0005  # seconds a thread may keep the interpreter while the copying one waits for it
@@ -57,9 +60,42 @@ class Settings:
     confirm: Callable[[str], bool] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What was done, for the report when all has come to its end.
+
+    Attributes:
+        summary: in one line.
+        size: bytes of the image.
+        seconds: that it took.
+    """
+
+    summary: str
+    size: int
+    seconds: float
+
+    def tell(self, report: Report) -> None:
+        """It is the end, well."""
+        report.finished(self.summary, bytes=self.size, seconds=round(self.seconds, 3))
+
+
+@asynccontextmanager
+async def as_it_is(source: Source, target: Target) -> AsyncIterator[Source]:
+    """Take an image as it is."""
+    yield source
+
+
+Fit = Callable[[Source, Target], AbstractAsyncContextManager[Source]]
+"""Makes an image fit a target, or refuses it; see `restore.fit`."""
+
+
 async def restore(
-    open_target: Callable[[], Target], open_source: Callable[[], Source], settings: Settings, report: Report
-) -> None:
+    open_target: Callable[[], Target],
+    open_source: Callable[[], Source],
+    settings: Settings,
+    report: Report,
+    fit: Fit = as_it_is,
+) -> Done:
     """Put an image on a target.
 
     Args:
@@ -67,6 +103,10 @@ async def restore(
         open_source: called once, after that.
         settings: how.
         report: told as it goes.
+        fit: called once with both.
+
+    Returns:
+        What was done; the report is told by whoever has nothing more to do.
 
     Raises:
         RestoreError: it was refused, failed, was interrupted, or found differences; the message says in what state the
@@ -74,18 +114,20 @@ async def restore(
         asyncio.CancelledError: interrupted before anything was touched.
     """
     sys.setswitchinterval(_SWITCH)
-    async with _opened(open_target, open_source, report) as (target, source):
-        await _Restore(target, source, settings, report).run()
+    async with _opened(open_target, open_source, fit, report) as (target, source):
+        return await _Restore(target, source, settings, report).run()
 
 
-async def verify(open_target: Callable[[], Target], open_source: Callable[[], Source], report: Report) -> None:
+async def verify(
+    open_target: Callable[[], Target], open_source: Callable[[], Source], report: Report, fit: Fit = as_it_is
+) -> None:
     """Compare a target with an image, as far as the image goes.
 
     Raises:
         Differences: they differ.
         RestoreError: they could not be compared.
     """
-    async with _opened(open_target, open_source, report) as (target, source):
+    async with _opened(open_target, open_source, fit, report) as (target, source):
         progress = _Progress(report, {VERIFYING: lambda: source.expected_size})
         started = time.monotonic()
         try:
@@ -107,18 +149,19 @@ async def verify(open_target: Callable[[], Target], open_source: Callable[[], So
         if different:
             ranges = join([(piece.offset, piece.length) for piece in different])
             raise Differences(f"{target.name} differs from {source.name}", ranges)
-        _finish(report, "Compared", source.least_size, time.monotonic() - started, "every block is the same")
+        _done("Compared", source.least_size, time.monotonic() - started, "every block is the same").tell(report)
 
 
 @asynccontextmanager
 async def _opened(
-    open_target: Callable[[], Target], open_source: Callable[[], Source], report: Report
+    open_target: Callable[[], Target], open_source: Callable[[], Source], fit: Fit, report: Report
 ) -> AsyncIterator[tuple[Target, Source]]:
     """Target and source, open and found to fit."""
     with closing(await _phase(report, "Validating target", open_target)) as target:  # noqa: SIM117 - one after the other
         with closing(await _phase(report, "Validating source", open_source)) as source:
-            _check_sizes(target, source)
-            yield target, source
+            async with fit(source, target) as fitting:
+                check_size(fitting, target)
+                yield target, fitting
 
 
 class _Restore:
@@ -140,14 +183,14 @@ class _Restore:
             totals[VERIFYING] = lambda: source.expected_size
         self._progress = _Progress(report, totals)
 
-    async def run(self) -> None:
+    async def run(self) -> Done:
         await self._ask()
         started = time.monotonic()
         try:
             await _phase(self._report, f"Erasing target device {self._target.name}", self._zero_head, self._in_thread)
             self._erased = True
             await _phase(self._report, "Retrieving scan information", lambda: None)
-            await _phase(self._report, "Validating sizes", lambda: _check_sizes(self._target, self._source))
+            await _phase(self._report, "Validating sizes", lambda: check_size(self._source, self._target))
             with _showing(self._progress):
                 await self._copy()
         except _FAILURES as error:
@@ -159,7 +202,7 @@ class _Restore:
         how = "verified" if self._settings.verify else "not verified"
         if self._settings.delta:
             how += f", {format_size(self._unsent)} of it were there already"
-        _finish(self._report, "Restored", self._source.least_size, time.monotonic() - started, how)
+        return _done("Restored", self._source.least_size, time.monotonic() - started, how)
 
     async def _ask(self) -> None:
         if self._settings.confirm is None:
@@ -212,9 +255,11 @@ class _Restore:
         Raises:
             Differences: something still does.
         """
+        damaged: set[int] = set()
         for _ in range(ATTEMPTS):
             if not different:
-                return
+                break
+            damaged.update(piece.offset for piece in different)
             what = "1 range differs and is" if len(different) == 1 else f"{len(different)} ranges differ and are"
             self._report.note(f"{what} sent again")
             again = [Piece(p.offset, p.length, Kind.DATA if p.kind is Kind.DATA else Kind.ZERO) for p in different]
@@ -224,8 +269,32 @@ class _Restore:
                 different = await check.compare_all(cut(self._source.extents(), start))
         if different:
             self._source.check_unchanged()  # or it is not the target's fault
+            still = await self._in_thread(lambda: self._still_matches(different))
             ranges = join([(piece.offset, piece.length) for piece in different])
-            raise Differences(f"{self._target.name} keeps other data than were sent, {ATTEMPTS} times over", ranges)
+            raise Differences(
+                f"the medium is at fault: {self._target.name} keeps other data than were sent, {ATTEMPTS} times over"
+                + still,
+                ranges,
+            )
+        if damaged:
+            one = len(damaged) == 1
+            what = "1 range was damaged; it is" if one else f"{len(damaged)} ranges were damaged; they are"
+            self._report.note(f"the transfer, or a bad write, was at fault: {what} right now")
+
+    def _still_matches(self, pieces: list[Piece]) -> str:
+        """Whether the source of pieces that differ on the target is right at this moment, as a clause.
+
+        Raises:
+            SourceError: it is not, so that it is not the target's fault alone.
+        """
+        source = self._source
+        if not isinstance(source, Forgetful) or not source.checked:
+            return ""
+        for piece in pieces[:_LOOKED_AT]:
+            if piece.kind is Kind.DATA:
+                source.forget(piece.offset, piece.length)
+                source.payload(piece.offset, piece.length)
+        return f", while {source.name} still matches its scan"
 
     async def _settle_again(self, generation: int, check: Verification | None) -> int:
         """Compare all but the first MiB once more if what was found of it was found before `generation` had grown.
@@ -340,7 +409,8 @@ class _Restore:
             raise Differences(f"{error}; {state}", error.ranges) from error
         if self._begun and state == self._empty and not isinstance(error, SourceError):
             state += " (the same command with --delta goes on from here)"
-        raise RestoreError(f"{say(error)}; {state}") from error
+        what = f"{self._source.name}: {error}" if isinstance(error, PayloadError) else say(error)
+        raise RestoreError(f"{what}; {state}") from error
 
     async def _leave_empty(self) -> str:
         """See to it that the target does not look like a disk; what it looks like, as a clause."""
@@ -462,20 +532,9 @@ async def _phase(
     return result
 
 
-def _check_sizes(target: Target, source: Source) -> None:
-    if target.size < source.least_size:
-        least = "" if source.size is not None else "at least "
-        raise Refused(
-            f"{target.name} is too small: it has {target.size} bytes ({format_size(target.size)}), "
-            f"{source.name} has {least}{source.least_size} ({format_size(source.least_size)})"
-        )
-
-
-def _finish(report: Report, verb: str, size: int, seconds: float, how: str) -> None:
+def _done(verb: str, size: int, seconds: float, how: str) -> Done:
     rate = format_size(int(size / max(seconds, 0.001)))
-    report.finished(
-        f"{verb} {format_size(size)} in {seconds:.1f} s ({rate}/s), {how}", bytes=size, seconds=round(seconds, 3)
-    )
+    return Done(f"{verb} {format_size(size)} in {seconds:.1f} s ({rate}/s), {how}", size, seconds)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

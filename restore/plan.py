@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
-from itertools import islice
+from itertools import groupby, islice
 from typing import Final
 
 from nbd.backend import Extent
 from nbd.client import Operation
 from nbd.wire import Command
-from restore.source import Payload
+from restore.source import Payload, Unmapped
 
 UNIT: Final = 1 << 20  # data are written and hashed by ranges cut at multiples of this
 HEAD: Final = 1 << 20  # zeroed first and written last, so that a disk never looks bootable until it is right
@@ -40,31 +40,47 @@ class Piece:
 
 
 def cut(extents: Iterable[Extent], start: int, end: int | None = None) -> Iterator[Piece]:
-    """Cut `[start, end)` of an image into pieces, in order and without gaps; no more extents are taken than needed.
+    """Cut `[start, end)` of an image into pieces, in order, without gaps but for what is `Unmapped`.
+
+    No more extents are taken than needed.
 
     Args:
         extents: the image's runs from its first byte on.
         start: where to begin, a multiple of `UNIT`.
         end: at most the image's size, which None stands for.
     """
-    position = start
-    for data_start, data_end in _data(extents, end):
+    position = 0
+    for unmapped, runs in groupby(extents, key=lambda extent: isinstance(extent, Unmapped)):
+        if unmapped:
+            position += sum(extent.length for extent in runs)
+        else:
+            position = yield from _cut(runs, position, start, end)
+        if end is not None and position >= end:
+            return
+
+
+def _cut(extents: Iterable[Extent], first: int, start: int, end: int | None) -> Generator[Piece, None, int]:
+    """The same for runs that are all mapped, of which the first begins at `first`; where they end."""
+    position, last = max(first, start), first
+    for data_start, data_end in _data(extents, first, end):
+        last = data_end
         if end is not None:
             data_start, data_end = min(data_start, end), min(data_end, end)
         data_start, data_end = max(data_start, start), max(data_end, start)
         yield from split(position, data_start, ZERO_UNIT, Kind.ZERO)
         yield from split(data_start, data_end, UNIT, Kind.DATA)
         position = max(position, data_end)
+    return last
 
 
-def _data(extents: Iterable[Extent], end: int | None) -> Iterator[tuple[int, int]]:
+def _data(extents: Iterable[Extent], base: int, end: int | None) -> Iterator[tuple[int, int]]:
     """The runs of data as (start, end), widened to whole grains and joined where they then touch.
 
     Whole units are told at once, even if their run goes on. The last run is an empty one where the extents end.
     """
-    position, pending = 0, (0, 0)
+    position, pending = base, (base, base)
     for extent in extents:
-        first, position = position // GRAIN * GRAIN, position + extent.length
+        first, position = max(position // GRAIN * GRAIN, base), position + extent.length
         if not extent.zero:
             if first > pending[1]:
                 yield pending

@@ -16,7 +16,11 @@ readonly PACKAGES_TEST=(
   squashfs-tools genisoimage cryptsetup-bin lvm2 dmsetup mdadm
   iproute2 procps openssl openssh-client gddrescue
   rsync acl attr
+  partclone 7zip dmg2img
   bzip2 lz4 pbzip2 pigz tabix xz-utils zstd
+  zsh fish man-db groff-base
+  nginx-light samba openssh-server
+  partclone exfat-fuse f2fs-tools
 )
 
 # shellcheck disable=SC2034  # read by scripts/demo

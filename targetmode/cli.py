@@ -7,8 +7,12 @@ import json
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
+from restore.grammar import spellings, values
+from restore.grammar.telling import add_completion, add_manual, tell_of
+from restore.grammar.usage import Parser
+from restore.grammar.verbs import SHARED, add_verbs
+from restore.report import put
 from targetmode.disks.streams import prepare_streams
 
 
@@ -16,11 +20,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit status: 0 done, 1 failed, 2 wrong usage."""
     prepare_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] in (["restore"], ["verify"]):
+    if given and given[0] in (*SHARED, *spellings.MULTICAST_VERBS, *spellings.REFUSED_VERBS):
         from restore.cli import main as asr
 
         return asr(given, program="targetmode")
-    options = _parser().parse_args(given)
+    parser = make_parser()
+    options = _parse(parser, given)
+    if (text := tell_of(parser, options, _page)) is not None:
+        put(sys.stdout, text)
+        return 0
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
@@ -31,48 +39,92 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parse(parser: Parser, given: Sequence[str]) -> argparse.Namespace:
+    words = [spellings.modern_word(word) for word in given]
+    if not words:
+        parser.error(f"a verb is missing: {', '.join(parser.verbs)}")
+    if words[0] in spellings.HELP:
+        put(sys.stdout, parser.format_help())
+        raise SystemExit(0)
+    if words[0] not in parser.verbs:
+        parser.error(parser.unknown("option" if words[0].startswith("-") else "verb", given[0], parser.verbs))
+    return parser.verbs[words[0]].parse(words[1:], given)
+
+
+def _page(parser: Parser) -> str:
+    from targetmode.manual import targetmode_page
+
+    return targetmode_page(parser)
+
+
+def make_parser() -> Parser:
+    """The parser of the whole command line, asr's verbs included."""
+    parser = Parser(
         prog="targetmode",
         description="Target disk mode over the network: offer this machine's disks, and put images on others'.",
-        allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_serve(commands)
-    disks = commands.add_parser("disks", help="list this machine's disks and which may be offered", allow_abbrev=False)
-    disks.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_verbs("VERB")
+    _add_serve(parser)
+    disks = parser.add_verb("disks", "list this machine's disks and which may be offered", synopsis="[--json]")
+    disks.add_argument("--json", action="store_true", help="print one JSON object")
     disks.set_defaults(run=_disks)
-    commands.add_parser("restore", help="put an image on a disk; the same as asr restore", add_help=False)
-    commands.add_parser("verify", help="compare a disk with an image; the same as asr verify", add_help=False)
+    add_verbs(parser)
+    add_completion(parser)
+    add_manual(parser)
     return parser
 
 
-def _add_serve(commands: Any) -> None:
-    serve = commands.add_parser(
+def _add_serve(parser: Parser) -> None:
+    serve = parser.add_verb(
         "serve",
-        help="offer disks over the network",
-        description="Offer disks, and the partitions on them, to NBD clients until Ctrl-C.",
-        allow_abbrev=False,
-    )
-    serve.add_argument("disks", nargs="+", metavar="DISK", help="block device, or image file")
-    serve.add_argument(
+        "offer disks over the network",
+        synopsis="DISK... [options]",
+        description=(
+            "Offers disks, and the partitions on them, to NBD clients until Ctrl-C. A disk that is in use in any way "
+            "is refused before a byte of it is read: mounted, swap, part of LVM, RAID or LUKS, behind a loop device, "
+            "open elsewhere."
+        ),
+        examples=(
+            ("try it on this machine alone", "serve disk.img"),
+            ("offer a disk to the machines of a network that is trusted, since there is no TLS yet",
+             "serve /dev/sda --listen 10.0.0.11 --insecure"),
+        ),
+    )  # fmt: skip
+    what = serve.add_argument_group("what to offer")
+    what.add_argument("disks", nargs="+", metavar="DISK", help="block device, or image file")
+    what.add_argument("--read-only", action="store_true", help="let nobody write")
+    what.add_argument("--name", default=socket.gethostname(), metavar="NAME", help="what this machine calls itself")
+    where = serve.add_argument_group("to whom")
+    where.add_argument(
         "--listen",
         action="append",
         default=[],
         metavar="HOST[:PORT]",
-        help="address to listen on, may be repeated (default: loopback, port 10809)",
+        help="address to listen on; again for more of them (loopback, port 10809)",
     )
-    serve.add_argument("--socket", metavar="PATH", help="listen on a Unix socket")
-    serve.add_argument(
-        "--control", default="default", metavar="HOST:PORT|off", help="control API (default: port 10810 of --listen)"
+    where.add_argument("--socket", metavar="PATH", help="listen on a Unix socket")
+    where.add_argument(
+        "--control", default="default", metavar="HOST:PORT|off", help="the control API (port 10810 of --listen)"
     )
-    serve.add_argument("--name", default=socket.gethostname(), help="what this machine calls itself")
-    serve.add_argument("--read-only", action="store_true", help="let nobody write")
-    serve.add_argument("--max-connections", type=int, default=64, metavar="N", help="most clients at once (64)")
-    serve.add_argument("--once", action="store_true", help="end when the last client has gone")
-    serve.add_argument("--insecure", action="store_true", help="allow addresses that other machines can reach")
-    serve.add_argument("--engine", choices=("builtin", "nbdkit"), default="builtin", help="what speaks NBD (builtin)")
-    serve.add_argument("--json", action="store_true", help="print events, one JSON object a line")
+    where.add_argument("--insecure", action="store_true", help="allow addresses that other machines can reach")
+    where.add_argument(
+        "--max-connections",
+        type=values.number("a number", 1, 4096),
+        default=64,
+        metavar="N",
+        help="most clients at once (64)",
+    )
+    how = serve.add_argument_group("how")
+    how.add_argument("--once", action="store_true", help="end when the last client has gone")
+    how.add_argument(
+        "--engine",
+        type=values.one_of("builtin", "nbdkit"),
+        choices=("builtin", "nbdkit"),
+        default="builtin",
+        metavar="ENGINE",
+        help="what speaks NBD: builtin, or nbdkit (builtin)",
+    )
+    how.add_argument("--json", action="store_true", help="print events, one JSON object a line")
     serve.set_defaults(run=_serve, parser=serve)
 
 
@@ -91,8 +143,6 @@ def _serve(given: argparse.Namespace) -> int:
             control = parse_address(given.control, api.DEFAULT_PORT)
     except ValueError as error:
         given.parser.error(str(error))
-    if not 0 < given.max_connections <= 4096:
-        given.parser.error("--max-connections takes 1 to 4096")
     return serve(
         Options(
             disks=given.disks,

@@ -8,10 +8,10 @@ from typing import Final
 
 from restore import tools
 from restore.attach import Opened
-from restore.finish import gpt, mbr
-from restore.finish.gpt import GPTError
-from restore.finish.mbr import MBRError
 from restore.finish.volumes import Volume, device_of, medium_of, mounted_volume, reread, volumes
+from restore.partitions import gpt, mbr
+from restore.partitions.gpt import GPTError
+from restore.partitions.mbr import MBRError
 from restore.private import uninterrupted
 from targetmode.disks.layout import PartitionTable
 from targetmode.disks.text import format_size

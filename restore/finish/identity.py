@@ -11,10 +11,11 @@ from typing import Final
 from restore import tools
 from restore.attach import Opened
 from restore.errors import RestoreError
-from restore.finish import gpt, mbr, references
-from restore.finish.gpt import GPTError
+from restore.finish import references
 from restore.finish.grow import check_ext
 from restore.finish.volumes import ROOTS, Volume, device_of, medium_of, mounted_volume, reread, systems_in, volumes
+from restore.partitions import gpt, mbr
+from restore.partitions.gpt import GPTError
 from restore.private import uninterrupted
 from targetmode.disks.layout import PartitionTable
 

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Final
 
+from restore import tools
 from restore.attach import opened
+from restore.errors import Refused
 from restore.finish.grow import grow as grow_target
 from restore.finish.hostname import check_hostname, set_hostname
 from restore.finish.identity import renew
 from restore.private import in_private
 from restore.report import Report
+
+_TOOLS: Final = {"grow": ("resize2fs", "e2fsck"), "new_ids": ("tune2fs", "e2fsck", "swaplabel")}  # that each disk takes
+
+
+def check(*, grow: bool, new_ids: bool, hostname: str | None) -> None:
+    """See that what is asked for can be done here, before anything is written.
+
+    Raises:
+        Refused: a host name that is none, no root, a missing program.
+    """
+    if hostname is not None:
+        check_hostname(hostname)
+    if os.geteuid() != 0:
+        raise Refused("--grow, --new-ids and --hostname mount the target's file systems, which needs root")
+    for option, asked in (("grow", grow), ("new_ids", new_ids)):
+        for program in _TOOLS[option] if asked else ():
+            tools.find(program)
 
 
 async def finish(

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from restore.attach import Opened, loop
-from restore.finish import Medium, fd_medium
 from restore.mounting import Filesystem, mount_device
+from restore.partitions import Medium, fd_medium
 from restore.rooted import Rooted
 from targetmode.disks.contents import describe_contents
 from targetmode.disks.layout import Partition, PartitionTable, fd_reader

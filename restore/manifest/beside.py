@@ -6,13 +6,22 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
+from restore.errors import Refused
+from restore.exports import SCHEMES
 from restore.manifest import ManifestError, signature
 from restore.manifest.bmap import Bmap
+from restore.manifest.damage import map_path
 from restore.manifest.parsing import FILE_LIMIT, parse
+from restore.source import Image, SourceSettings
+from restore.source.storage.url import fetch_beside, is_url
 from targetmode.disks.text import format_size
+
+_FETCHED: Final = 256 << 20  # bytes of what lies beside a URL, at most
 
 
 def bmap_path(image: str | Path) -> Path:
@@ -57,6 +66,58 @@ def load(image: str | Path, allowed_signers: str | None = None) -> Bmap | None:
     return bmap
 
 
+def find(path: Path | None, image: Image, allowed_signers: str | None) -> Bmap | None:
+    """The scan of an image that is open, found to be of its size; None if it has none.
+
+    Args:
+        path: what it lies beside, as `beside` gave it; None where nothing can lie beside the image.
+        image: it.
+        allowed_signers: as for `load`.
+
+    Raises:
+        ManifestError: as `load`, and where the sizes differ.
+        OSError: it cannot be read.
+    """
+    if path is None:
+        if allowed_signers is not None:
+            raise ManifestError(f"{image.source.name} has no scan that could be signed; capture it first")
+        return None
+    bmap = load(path, allowed_signers)
+    if bmap is not None and image.source.size is not None:
+        check_size(bmap, path, image.source.size)
+    return bmap
+
+
+@contextmanager
+def beside(image: Image, place: str, settings: SourceSettings) -> Iterator[Path | None]:
+    """The path that scan, signature and map of an image lie beside: its own, or for one behind a URL that of copies.
+
+    Args:
+        image: it.
+        place: where it was found.
+        settings: how it was opened.
+
+    Raises:
+        RestoreError: what lies beside a URL cannot be had; also what is raised within the context, with the URL in
+            place of the copies' path.
+    """
+    if image.path is not None or place.startswith(SCHEMES) or not is_url(place):
+        yield image.path
+        return
+    with tempfile.TemporaryDirectory(prefix="asr-") as directory:
+        path = Path(directory) / "image"
+        for found in (bmap_path(path), signature.signature_path(bmap_path(path)), map_path(path)):
+            data = fetch_beside(place, found.name.removeprefix(path.name), _FETCHED, settings)
+            if data is not None:
+                found.write_bytes(data)
+        try:
+            yield path
+        except ManifestError as error:
+            raise ManifestError(str(error).replace(str(path), image.source.name)) from None
+        except Refused as error:
+            raise Refused(str(error).replace(str(path), image.source.name)) from None
+
+
 def check_file(bmap: Bmap, image: str | Path, scanned_ns: int) -> None:
     """See whether a scan can be the one of the image's file as that is now.
 
@@ -72,7 +133,10 @@ def check_file(bmap: Bmap, image: str | Path, scanned_ns: int) -> None:
     Raises:
         ManifestError: it cannot.
     """
-    status = Path(image).stat()
+    try:
+        status = Path(image).stat()
+    except FileNotFoundError:  # it is behind a URL
+        return
     if not stat.S_ISREG(status.st_mode):
         return
     then = bmap.image_file

@@ -3,6 +3,9 @@
 Ranges of up to 1 MiB, which are all in a scan of ours, are checked whole before any byte of them is used, in threads a
 few ranges ahead of who reads. Longer ones, which bmaptool makes, are hashed from their start on as they are read, so
 that damage shows when their end is reached.
+
+A range that is wrong is read once more, past all that keeps what was read. If it is right then, the transfer had
+damaged it, and the restore goes on with what is right; if it is not, the source is damaged.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -22,17 +25,12 @@ from nbd.backend import Extent
 from nbd.connection import FileRange
 from restore.manifest.bmap import UNIT, Bmap, Range
 from restore.manifest.scan import zero_digests
-from restore.source import Payload, Source, SourceError
+from restore.source import Forgetful, Payload, Source, SourceError, Unmapped
 from restore.source.payload import add_to, as_memory
 
 _AHEAD: Final = 4  # ranges checked ahead, for each thread
 _MOST_AHEAD: Final = 32  # ranges, each of which may be 1 MiB of memory, and as many behind
 _ZEROES: Final = memoryview(bytes(UNIT))
-
-
-@dataclass(frozen=True, slots=True)
-class Unmapped(Extent):
-    """A run that is no part of the image: it is neither to be written nor verified, and what it holds is undefined."""
 
 
 class Prepared:
@@ -41,7 +39,17 @@ class Prepared:
     With `keep_unmapped` what lies between is `Unmapped` instead.
     """
 
-    def __init__(self, source: Source, bmap: Bmap, *, keep_unmapped: bool = False, threads: int | None = None) -> None:
+    checked: Final = True
+
+    def __init__(
+        self,
+        source: Source,
+        bmap: Bmap,
+        *,
+        keep_unmapped: bool = False,
+        threads: int | None = None,
+        notify: Callable[[str], None] = lambda text: None,
+    ) -> None:
         """Take over `source`, which `close` closes; it has been found to be as large as `bmap` says, if that is known.
 
         Args:
@@ -49,7 +57,9 @@ class Prepared:
             bmap: its scan.
             keep_unmapped: what lies between mapped ranges is to be left as it is on the target.
             threads: None is one for each processor.
+            notify: told in one line of what the transfer damaged, from any thread.
         """
+        self._notify = notify
         self.name = source.name
         self.size: int = bmap.image_size
         self.sequential = source.sequential
@@ -124,6 +134,20 @@ class Prepared:
         if index == first:
             return _ZEROES[:length] if length <= UNIT else memoryview(bytes(length))
         return memoryview(buffer)
+
+    def forget(self, offset: int, length: int) -> None:
+        """All ranges that a range touches, here and in the source."""
+        index = self.bmap.find(offset)
+        while index < len(self.bmap) and (span := self.bmap.span(index))[0] < offset + length:
+            with self._lock:
+                check = self._checks.pop(index, None)
+            if check is not None and not check.cancel():
+                check.exception()  # it reads what is about to be forgotten
+            with self._long_lock:
+                self._long.pop(index, None)
+            if isinstance(self._source, Forgetful):
+                self._source.forget(span[0], span[1] - span[0])
+            index += 1
 
     def reader(self) -> Self:
         """Reads and checks for itself."""
@@ -202,10 +226,14 @@ class Prepared:
         found = self.bmap[index]
         length = found.end - found.start
         data = self._source.payload(found.start, length)
-        digest = self._digest(found)
-        if digest is not None:
-            add_to(digest, data, length, self.name)
-            self._compare(found, digest)
+        if not self._matches(found, data):
+            self._forget(found)
+            data = self._source.payload(found.start, length)
+            if not self._matches(found, data):
+                raise self._damaged(found)
+            self._notify(
+                f"the transfer was at fault: {_where(found)} of {self.name} arrived damaged; read once more it is right"
+            )
         return data
 
     def _checked_long(self, index: int, low: int, high: int) -> Payload:
@@ -224,9 +252,46 @@ class Prepared:
                     add_to(long.digest, self._source.payload(at, until - at), until - at, self.name)
                 long.position = until
             if long.digest is not None and long.position == long.found.end:
-                self._compare(long.found, long.digest)  # and again if it is asked for once more
+                if long.digest.digest() != _expected(long.found):
+                    long.failure = self._judged(long.found)
                 long.digest = None
+            if long.failure is not None:
+                raise long.failure
         return data
+
+    def _matches(self, found: Range, data: Payload) -> bool:
+        digest = self._digest(found)
+        if digest is None:
+            return True
+        add_to(digest, data, found.end - found.start, self.name)
+        return bool(digest.digest() == _expected(found))
+
+    def _judged(self, found: Range) -> SourceError:
+        """What to say of a long range that was wrong, some of which was handed out already."""
+        self._forget(found)
+        digest = self._digest(found)
+        for at in range(found.start, found.end, UNIT):
+            length = min(UNIT, found.end - at)
+            add_to(digest, self._source.payload(at, length), length, self.name)
+        if digest.digest() != _expected(found):
+            return self._damaged(found)
+        return SourceError(
+            f"the transfer was at fault: {_where(found)} of {self.name} arrived damaged, which shows only at its end; "
+            "read once more it is right, so restore it again"
+        )
+
+    def _forget(self, found: Range) -> None:
+        if not isinstance(self._source, Forgetful):
+            raise SourceError(
+                f"the source or the transfer was at fault: {_where(found)} of {self.name} does not match its scan"
+            )
+        self._source.forget(found.start, found.end - found.start)
+
+    def _damaged(self, found: Range) -> SourceError:
+        return SourceError(
+            f"the source is at fault: {self.name} is damaged or was changed: {_where(found)} does not match its scan, "
+            "nor when read once more"
+        )
 
     def _digest(self, found: Range) -> Any:
         """A digest to compare a range by, the faster of those that it has; None if it has none."""
@@ -235,12 +300,6 @@ class Prepared:
         if found.checksum is not None and self.bmap.checksum_type is not None:
             return hashlib.new(self.bmap.checksum_type, usedforsecurity=False)
         return None
-
-    def _compare(self, found: Range, digest: Any) -> None:
-        if digest.digest() != (found.checksum if found.blake3 is None else found.blake3):
-            first, last = found.start // UNIT, (found.end - 1) // UNIT
-            where = f"MiB {first} does" if first == last else f"MiB {first} to {last} do"
-            raise SourceError(f"{self.name} is damaged or was changed: {where} not match its scan")
 
 
 @dataclass(slots=True)
@@ -251,11 +310,22 @@ class _Long:
         found: the range.
         digest: of what lies before `position`; None when it has been compared, or there is nothing to compare.
         position: up to where, in bytes of the image.
+        failure: why it may not be used.
     """
 
     found: Range
     digest: Any
     position: int
+    failure: SourceError | None = None
+
+
+def _where(found: Range) -> str:
+    first, last = found.start // UNIT, (found.end - 1) // UNIT
+    return f"MiB {first}" if first == last else f"MiB {first} to {last}"
+
+
+def _expected(found: Range) -> bytes | None:
+    return found.checksum if found.blake3 is None else found.blake3
 
 
 def _behind(data: Payload, count: int) -> Payload:

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import plistlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from nbd.errors import NBDError
 from restore.errors import Refused, RestoreError
 from restore.manifest import ManifestError, damage, signature
 from restore.manifest.beside import bmap_path, check_size, load
 from restore.manifest.bmap import Bmap
-from restore.source import Source, SourceError
-from restore.source.payload import as_memory
-from targetmode.disks.contents import Contents, describe_contents
-from targetmode.disks.layout import Reader
+from restore.source import Source
+from restore.source.contents import contents_of
+from targetmode.disks.contents import Contents
 from targetmode.disks.signatures import Signature
 from targetmode.disks.text import format_size, printable
-
-_PIECE: Final = 1 << 20
-_NEAR: Final = 64 << 20  # bytes from its start on that are looked at of an image which has to be decoded from there
-_SECTOR: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +150,7 @@ def describe(source: Source, path: str | Path, image_format: str, allowed_signer
     bmap, problem = _scan(source, path)
     signed, signer = _signature(path, allowed_signers)
     size = source.size if source.size is not None else bmap.image_size if bmap is not None else None
-    contents = _contents(source, size)
+    contents = contents_of(source, size)
     return ImageInfo(
         name=str(path),
         format=image_format,
@@ -215,31 +208,6 @@ def _unreadable(path: str | Path, size: int | None) -> int | None:
     except Refused:
         return None
     return sum(length for _, length in bad or [])
-
-
-def _contents(source: Source, size: int | None) -> Contents | None:
-    size = size if size is not None else max(source.expected_size, source.least_size)
-    try:
-        return describe_contents(_reader(source), size, _SECTOR)
-    except OSError:
-        return None
-
-
-def _reader(source: Source) -> Reader:
-    def read(offset: int, length: int) -> bytes:
-        if source.sequential and offset + length > _NEAR:
-            return bytes(length)  # too far to be decoded for this: what is there is unknown
-        parts = []
-        try:
-            while length:
-                count = min(length, _PIECE)
-                parts.append(bytes(as_memory(source.payload(offset, count), count, source.name)))
-                offset, length = offset + count, length - count
-        except (SourceError, NBDError) as error:
-            raise OSError(errno.EIO, str(error)) from None
-        return b"".join(parts)
-
-    return read
 
 
 def _partitions(contents: Contents | None) -> tuple[PartitionInfo, ...]:

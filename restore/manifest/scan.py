@@ -57,6 +57,24 @@ class ScanSettings:
 async def imagescan(
     source: Source, path: str | Path, used: Iterable[Extent] | None, settings: ScanSettings, report: Report
 ) -> Bmap:
+    """Scan an image, write `IMAGE.bmap` beside it, and tell that this was the end; else as `scan_beside`."""
+    started = time.monotonic()
+    bmap = await scan_beside(source, path, used, settings, report)
+    seconds = time.monotonic() - started
+    report.finished(
+        f'asr: successfully scanned image "{path}"', size=bmap.image_size, mapped=bmap.mapped, seconds=round(seconds, 3)
+    )
+    return bmap
+
+
+async def scan_beside(
+    source: Source,
+    path: str | Path,
+    used: Iterable[Extent] | None,
+    settings: ScanSettings,
+    report: Report,
+    phase: str = PHASE,
+) -> Bmap:
     """Scan an image and write `IMAGE.bmap` beside it.
 
     Args:
@@ -65,19 +83,19 @@ async def imagescan(
         used: the runs of used blocks from its first byte on, those not used as holes; None where that is not known.
         settings: how.
         report: told as it goes.
+        phase: what its progress is told as.
 
     Raises:
         RestoreError: the source failed or was changed meanwhile, or what was found cannot be written.
         OSError: likewise.
     """
-    started = time.monotonic()
     status = Path(path).stat()
     stopping = threading.Event()
 
     def advance(done: int, total: int) -> None:
         if stopping.is_set():
             raise RestoreError("interrupted; there is no scan")
-        report.progress(PHASE, done, total)
+        report.progress(phase, done, total)
 
     work = asyncio.create_task(asyncio.to_thread(scan, source, used, advance, threads=settings.threads))
     try:
@@ -92,15 +110,11 @@ async def imagescan(
     where = bmap_path(path)
     await asyncio.to_thread(signature.drop, where)  # before it is one of another scan
     await asyncio.to_thread(write, bmap, where)
-    report.progress(PHASE, bmap.image_size, bmap.image_size)
+    report.progress(phase, bmap.image_size, bmap.image_size)
     if settings.sign is not None:
         await asyncio.to_thread(signature.sign, where, settings.sign)
         report.note(f"signed: {signature.signature_path(where)}")
-    seconds = time.monotonic() - started
     report.note(f"{format_size(bmap.mapped)} of {format_size(bmap.image_size)} are mapped, in {len(bmap)} ranges")
-    report.finished(
-        f'asr: successfully scanned image "{path}"', size=bmap.image_size, mapped=bmap.mapped, seconds=round(seconds, 3)
-    )
     return bmap
 
 

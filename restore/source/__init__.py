@@ -28,6 +28,11 @@ class SourceError(RestoreError):
 
 
 @dataclass(frozen=True, slots=True)
+class Unmapped(Extent):
+    """A run that is no part of the image: it is neither to be written nor verified, and what it holds is undefined."""
+
+
+@dataclass(frozen=True, slots=True)
 class SourceSettings:
     """How a source is to be opened.
 
@@ -89,7 +94,7 @@ class Source(Protocol):
     def sequential(self) -> bool: ...  # noqa: D102
 
     def extents(self) -> Iterator[Extent]:
-        """The runs that make up the image, in order; a hole is zeroes.
+        """The runs that make up the image, in order; a hole is zeroes, unless it is `Unmapped`.
 
         Raises:
             SourceError, OSError: the source failed.
@@ -120,6 +125,22 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of it; of a `reader` before what it is one of."""
+        ...
+
+
+@runtime_checkable
+class Forgetful(Protocol):
+    """A `Source` that can read a range once more, past what it or the kernel keeps of it: whose fault was it?
+
+    Attributes:
+        checked: what is read is compared with a scan, so that what is handed out is right.
+    """
+
+    @property
+    def checked(self) -> bool: ...  # noqa: D102 - see the class
+
+    def forget(self, offset: int, length: int) -> None:
+        """Have a range read anew when it is asked for next; what was handed out of it before stays as it is."""
         ...
 
 

@@ -7,11 +7,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
 from nbd.backend import Extent
 from restore.source import Chunks, Payload
+from restore.source.storage import Interruptible
 
 AHEAD: Final = 32 << 20  # bytes decoded ahead of each reader, or a chunk for each worker where those are larger
 KEPT: Final = 128 << 20  # bytes of decoded chunks, among all readers; what is dropped is decoded again if need be
@@ -23,6 +25,7 @@ class ChunkedSource:
     """A `Source` over `Chunks`."""
 
     sequential: Final = False
+    checked: Final = False
 
     def __init__(self, chunks: Chunks, *, workers: int | None = None) -> None:
         """Take over `chunks`, which `close` closes; `workers` None is one for each processor."""
@@ -66,6 +69,18 @@ class ChunkedSource:
             length -= count
         return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
+    def forget(self, offset: int, length: int) -> None:
+        """What was decoded of a range, and what the kernel keeps of the file where it lies plain."""
+        plain = self._chunks.plain(offset, length)
+        if plain is not None:
+            with suppress(OSError):
+                os.posix_fadvise(plain.fd, plain.offset, length, os.POSIX_FADV_DONTNEED)
+            return
+        end = offset + length
+        while offset < end:
+            start, offset = self._chunks.chunk(offset)
+            self._decoded.forget(start)
+
     def reader(self) -> Self:
         """Shares what is decoded."""
         other = object.__new__(type(self))
@@ -83,6 +98,8 @@ class ChunkedSource:
     def close(self) -> None:
         """Stop decoding, and close it."""
         if self._original:
+            if isinstance(self._chunks, Interruptible):
+                self._chunks.interrupt()
             self._decoded.close()
             self._chunks.close()
 
@@ -150,6 +167,12 @@ class _Decoded:
             else:
                 self._entries.move_to_end(start)
             return entry.future
+
+    def forget(self, start: int) -> None:
+        with self._lock:
+            entry = self._entries.pop(start, None)
+            if entry is not None:
+                self._bytes -= entry.size
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

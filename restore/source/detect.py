@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Final
 
 from restore.errors import Refused
-from restore.source import Image, Source, SourceSettings, compressed
+from restore.exports import SCHEMES
+from restore.source import Image, SourceSettings, compressed, virtual
 from restore.source.chunked import ChunkedSource
-from restore.source.raw import RawImage, RawStream
+from restore.source.clonezilla import is_clonezilla
+from restore.source.content import open_format, told, unpacked
 from restore.source.storage import Storage
 from restore.source.storage.device import BlockDevice
 from restore.source.storage.file import LocalFile, SplitFile, split_parts
+from restore.source.storage.url import is_url, open_url
 from restore.source.stream import StreamSource
 
 PLAIN: Final = SourceSettings()
-FORMATS: Final = ("raw", *compressed.FORMATS)
+FORMATS: Final = ("raw", *compressed.FORMATS, "udif", *virtual.FORMATS, "partclone", "clonezilla")
 """What `--format` takes: what the bytes that are stored are, where they are compressed what they are then."""
 
 
@@ -32,51 +35,73 @@ def open_image(place: str, settings: SourceSettings = PLAIN) -> Image:
         SourceError: it is damaged.
         OSError: it cannot be read.
     """
-    storage = _open_storage(place)
-    source, found = _open_format(storage, settings.format)
-    return Image(source, found, Path(place) if isinstance(storage, LocalFile | SplitFile) else None)
+    if place.startswith(SCHEMES):
+        from restore.source.export import open_export
 
-
-def _open_storage(place: str) -> Storage:
+        return Image(open_export(place, settings), "raw")
+    if is_url(place):
+        return _open_content(open_url(place, settings), settings)
+    path = Path(place)
+    if is_clonezilla(path) if settings.format is None else settings.format == "clonezilla":
+        return _open_clonezilla(path, settings)
     try:
-        mode = Path(place).stat().st_mode
+        mode = path.stat().st_mode
     except OSError as error:
         raise Refused(f"{place}: {error.strerror}") from None
+    if stat.S_ISDIR(mode) or (stat.S_ISBLK(mode) and settings.format in (None, "raw")):
+        return _open_device(place, mode, settings)
     if stat.S_ISBLK(mode):
-        return BlockDevice(place)
+        return _open_content(BlockDevice(place), settings)
     parts = split_parts(place)
-    return LocalFile(place) if len(parts) == 1 else SplitFile(parts)
+    return _open_content(SplitFile(parts) if len(parts) > 1 else LocalFile(place), settings, path)
 
 
-def _open_format(storage: Storage, wanted: str | None) -> tuple[Source, str]:
-    """The image in a storage, which is taken over, and its format."""
+def _open_content(storage: Storage, settings: SourceSettings, path: Path | None = None) -> Image:
+    """What is stored, decompressed if need be, as an image; the storage is closed if that fails."""
+    wanted = settings.format
+    inner, compression = storage, None
     try:
-        compression = _compression(storage, wanted)
-        if compression is not None:
-            storage = compressed.decompressed(storage, compression)
+        if wanted in compressed.FORMATS:
+            inner, compression = unpacked(storage, wanted)
+            found = "raw"
+        elif wanted in ("raw", *virtual.FORMATS, "udif"):
+            found = wanted
+        else:
+            inner, compression = unpacked(storage)
+            found = wanted or told(inner)
+        source = open_format(inner, found, settings)
     except BaseException:
-        storage.close()
+        inner.close()
         raise
-    return _open_raw(storage), compression or "raw"
+    if compression is not None:
+        found = compression if found == "raw" else f"{found}+{compression}"
+    return Image(source, found, path)
 
 
-def _compression(storage: Storage, wanted: str | None) -> str | None:
-    """How a storage is compressed, as `--format` has it or as it begins."""
-    if wanted in compressed.FORMATS:
-        return wanted
-    if wanted == "raw" or isinstance(storage, BlockDevice):  # a disk that begins like that is still a disk
-        return None
-    return compressed.sniff(_head(storage))
+def _open_device(place: str, mode: int, settings: SourceSettings) -> Image:
+    """A mount point, or a block device that is an image as it is."""
+    from restore.source.device import DeviceImage
+    from restore.source.volume import open_volume
+
+    if stat.S_ISDIR(mode):
+        from restore.source.udif import refuse_bundle
+
+        refuse_bundle(Path(place))
+    chunks = open_volume(place, settings)
+    if chunks is None and stat.S_ISDIR(mode):
+        raise Refused(f"{place} is a directory, not a disk, image or mount point")
+    return Image(ChunkedSource(chunks or DeviceImage(BlockDevice(place), settings)), "raw")
 
 
-def _head(storage: Storage) -> bytes:
-    if storage.seekable:
-        return storage.read(0, compressed.HEAD)
-    pieces = storage.stream()
-    return next(pieces, b"")[: compressed.HEAD]
+def _open_clonezilla(path: Path, settings: SourceSettings) -> Image:
+    from restore.source.clonezilla.directory import Directory
+    from restore.source.clonezilla.disk import disk_or_partition, open_disk
 
-
-def _open_raw(storage: Storage) -> Source:
-    if storage.seekable and storage.size is not None:
-        return ChunkedSource(RawImage(storage, storage.size))
-    return StreamSource(RawStream(storage))
+    directory = Directory(path if path.is_dir() else path.parent)
+    wanted = disk_or_partition(path, directory)
+    if wanted in directory.disks and directory.has(f"{wanted}-pt.sf"):
+        return Image(StreamSource(open_disk(directory, wanted, settings)), "clonezilla")
+    image = directory.image(wanted)  # of a partition, or of a disk that has none
+    if image is None:
+        raise Refused(f"{directory.path}: {wanted} was saved, but its image {wanted}.…-img is missing")
+    return _open_content(directory.open(image), SourceSettings(notify=settings.notify))

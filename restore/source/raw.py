@@ -9,7 +9,7 @@ from typing import Final
 from nbd.backend import Extent, FileBackend
 from nbd.connection import FileRange
 from restore.source import Zeroes
-from restore.source.storage import Decoded, InParts, Storage
+from restore.source.storage import Decoded, InParts, Interruptible, Storage
 
 _CHUNK: Final = 4 << 20  # bytes read at a time where the kernel cannot send them from where they are
 
@@ -61,6 +61,11 @@ class RawImage:
         """As the storage tells."""
         self._storage.check_unchanged()
 
+    def interrupt(self) -> None:
+        """Have what waits for a server fail now."""
+        if isinstance(self._storage, Interruptible):
+            self._storage.interrupt()
+
     def close(self) -> None:
         """Close it."""
         self._storage.close()
@@ -93,6 +98,11 @@ class RawStream:
     def check_unchanged(self) -> None:
         """As the storage tells."""
         self._storage.check_unchanged()
+
+    def interrupt(self) -> None:
+        """Have what waits for a server fail now."""
+        if isinstance(self._storage, Interruptible):
+            self._storage.interrupt()
 
     def close(self) -> None:
         """Close it."""

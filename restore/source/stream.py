@@ -16,6 +16,7 @@ from typing import Final, Self
 
 from nbd.backend import Extent
 from restore.source import Promising, SourceError, Stream, Zeroes
+from restore.source.storage import Interruptible
 
 UNIT: Final = 1 << 20
 GRAIN: Final = 64 << 10  # runs of zeroes of this size are seen
@@ -31,6 +32,7 @@ class StreamSource:
     """A `Source` over a `Stream`."""
 
     sequential: Final = True
+    checked: Final = False
 
     def __init__(self, stream: Stream) -> None:
         """Take over `stream`, which `close` closes, and decode the first unit.
@@ -86,6 +88,13 @@ class StreamSource:
             length -= count
         return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
+    def forget(self, offset: int, length: int) -> None:
+        """All that was decoded: it begins again from the start."""
+        self._leave()
+        self._window = _Window(self._stream, self._known, wanted=offset // UNIT)
+        if offset < UNIT:
+            self._head = self._window.unit(0)
+
     def reader(self) -> Self:
         """Shares the window until one of them is left behind."""
         other = object.__new__(type(self))
@@ -100,6 +109,8 @@ class StreamSource:
 
     def close(self) -> None:
         """Stop decoding, and close it."""
+        if self._original and isinstance(self._stream, Interruptible):
+            self._stream.interrupt()
         self._leave()
         if self._original:
             self._stream.close()

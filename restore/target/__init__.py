@@ -17,10 +17,14 @@ class Target(Protocol):
     Attributes:
         name: for people.
         size: bytes.
+        sector_size: logical sector size in bytes, as far as is known.
     """
 
     name: str
     size: int
+
+    @property
+    def sector_size(self) -> int: ...  # noqa: D102 - see the class
 
     @property
     def generation(self) -> int:

@@ -49,12 +49,16 @@ class LocalTarget:
         """It stays what it is, since it is held open."""
         return 0
 
+    @property
+    def sector_size(self) -> int:
+        """As the device tells; of an image file 512."""
+        return max(self._backend.geometry.logical_sector, 512)
+
     def contents(self) -> str:
         """Partition table, file systems and labels."""
         from targetmode.disks.contents import describe_contents  # only the question needs it
 
-        geometry = self._backend.geometry
-        return str(describe_contents(fd_reader(self._backend.fd), self.size, max(geometry.logical_sector, 512)))
+        return str(describe_contents(fd_reader(self._backend.fd), self.size, self.sector_size))
 
     def zeroes(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """The holes of an image file; a device tells of none."""

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from nbd.client import REFUSED_LIMIT, Client, Operation
-from nbd.connection import list_exports
-from nbd.errors import ConnectionLost, NBDError, OptionRefused
-from nbd.negotiation import ExportInfo
+from nbd.errors import ConnectionLost, NBDError
 from nbd.uri import NBDURI
-from nbd.wire import Command, Rep, TransmissionFlag
+from nbd.wire import Command, TransmissionFlag
+from restore import exports
 from restore.errors import Refused, RestoreError
 from restore.target import ALGORITHM, Verifier, zero_ranges
 from restore.target.control import ControlVerifier, LastingVerifier
@@ -52,7 +51,7 @@ class RemoteTarget:
             read_only: the target is only to be read.
 
         Raises:
-            Refused: it cannot be reached, is not there, or may not be written.
+            Refused: it cannot be reached, is not there, may not be written, or is the source too.
         """
         self._uri = uri
         self._timeout = timeout
@@ -61,38 +60,42 @@ class RemoteTarget:
         self._readers: list[Client] = []  # of what was written, where the server does not verify itself
         self._met: set[api.ControlAddress] = set()  # by verification
         self.name = str(uri)
-        first = self._connect()
-        export = first.export
+        self._use: exports.Use | None = None
+        export = self._connect().export
         self.size = export.size
-        if export.flags & TransmissionFlag.READ_ONLY and not read_only:
-            self.close()
-            raise Refused(f"{uri} is exported read-only")
         if connections is None:
             connections = 1 if any(c.startswith(api.NAMESPACE) for c in export.contexts) else OTHERS
-        if export.flags & TransmissionFlag.CAN_MULTI_CONN:
-            for _ in range(connections - 1):
-                self._connect()
-        self.control = _control_address(export)
+        try:
+            if not read_only:
+                if export.flags & TransmissionFlag.READ_ONLY:
+                    raise Refused(f"{uri} is exported read-only")
+                self._use = exports.use(uri, export, writes=True)
+            if export.flags & TransmissionFlag.CAN_MULTI_CONN:
+                for _ in range(connections - 1):
+                    self._connect()
+        except BaseException:
+            self.close()
+            raise
+        self.control = exports.control_address(export)
 
     @property
     def generation(self) -> int:
         """How many runs of the server there were so far: a later one may have lost data, or have another disk."""
-        named, unnamed = set(self._met), 0
-        for client in (*self._clients, *self._readers):
-            for number, export in enumerate(client.history):
-                if (address := _control_address(export)) is not None:
-                    named.add(address)
-                elif number:
-                    unnamed += 1  # where the server does not say, each reconnect counts
-        return len(named) + unnamed
+        return exports.generation((*self._clients, *self._readers), self._met)
+
+    @property
+    def sector_size(self) -> int:
+        """The smallest block that the server takes."""
+        return max(self._clients[0].export.sizes.minimum, 512)
 
     def contents(self) -> str:
         """Partition table, file systems and labels, read over the wire."""
         from targetmode.disks.contents import describe_contents  # only the question needs it
 
         client = self._clients[0]
-        sector = max(client.export.sizes.minimum, 512)
-        return str(describe_contents(lambda offset, length: read_any(client, offset, length), self.size, sector))
+        return str(
+            describe_contents(lambda offset, length: read_any(client, offset, length), self.size, self.sector_size)
+        )
 
     def zeroes(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """What `base:allocation` says."""
@@ -148,7 +151,7 @@ class RemoteTarget:
         """Whoever can tell the target's digests now; `again` when the server may be another run than at the start."""
         if again:
             fresh = await asyncio.to_thread(self._patient_client)
-            self.control = _control_address(fresh.export)
+            self.control = exports.control_address(fresh.export)
             if self.control is not None:
                 self._met.add(self.control)
             await asyncio.to_thread(fresh.disconnect)
@@ -189,37 +192,18 @@ class RemoteTarget:
 
     def close(self) -> None:
         """Leave in good order."""
+        if self._use is not None:
+            self._use.end()
         for client in self._clients:
             client.disconnect()
 
     def _connect(self) -> Client:
-        try:
-            client = self._client()
-        except OptionRefused as error:
-            raise Refused(f"{self._uri}: {error}{self._others(error)}") from None
-        except NBDError as error:
-            raise Refused(str(error)) from None
+        client = exports.connect(self._uri, timeout=self._timeout, notify=self._notify)
         self._clients.append(client)
         return client
 
     def _client(self) -> Client:
-        return Client(
-            self._uri,
-            timeout=self._timeout,
-            queries=[api.NAMESPACE],
-            notify=self._notify,
-            describe=lambda text: " ".join(word for word in text.split() if not word.startswith(api.NAMESPACE)),
-        )
-
-    def _others(self, refusal: OptionRefused) -> str:
-        """For an export that is not there: those that are, unless the server has said so itself."""
-        if refusal.reply != Rep.ERR_UNKNOWN or "there are" in str(refusal):
-            return ""
-        try:
-            names = list_exports(self._uri, timeout=self._timeout)
-        except NBDError:
-            return ""
-        return f"; the server has: {', '.join(names) or 'no exports'}"
+        return exports.client(self._uri, timeout=self._timeout, notify=self._notify)
 
 
 class _Shared(Iterator[Operation]):
@@ -238,11 +222,6 @@ class _Shared(Iterator[Operation]):
 
     def stop(self) -> None:
         self._stopped = True
-
-
-def _control_address(export: ExportInfo) -> api.ControlAddress | None:
-    """Where the control API is; nbdkit has no metadata contexts of ours, there it stands in the description."""
-    return api.ControlAddress.from_contexts(export.contexts or tuple(export.description.split()))
 
 
 class ReadBackVerifier:

@@ -108,8 +108,8 @@ def _mounts_of(directory: Path, process: str) -> Iterator[Mount]:
         try:
             major, _, minor = fields[2].partition(b":")
             device = (int(major), int(minor))
-            mount_point = _unescape(fields[4])
-            source = _unescape(fields[fields.index(b"-", 6) + 2])
+            mount_point = unescape(fields[4])
+            source = unescape(fields[fields.index(b"-", 6) + 2])
         except (IndexError, ValueError):
             continue
         identities = [] if device[0] == 0 else [Identity(device=device)]
@@ -135,7 +135,7 @@ def swaps(machine: Machine) -> list[Swap]:
     """Lists the swap areas in use (proc_swaps(5))."""
     found = []
     for line in _lines(machine.proc / "swaps")[1:]:
-        path = _unescape(line.split(b" ")[0].split(b"\t")[0])
+        path = unescape(line.split(b" ")[0].split(b"\t")[0])
         try:
             found.append(Swap(path, identity_of(Path(path).stat())))
         except (OSError, ValueError):
@@ -167,6 +167,6 @@ def _lines(path: Path) -> list[bytes]:
         return []
 
 
-def _unescape(raw: bytes) -> str:
+def unescape(raw: bytes) -> str:
     """Decodes a path in which the kernel wrote space, tab, newline and backslash as octal numbers."""
     return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), raw))

@@ -1,4 +1,7 @@
-"""An nbdkit plugin, in nbdkit's own Python: a file that lies as `liar.py` says; parameters `file` and `lies`."""
+"""An nbdkit plugin, in nbdkit's own Python: a file that lies as `liar.py` says; parameters `file` and `lies`.
+
+It can also `misread`: of the reads of the byte at `start` the first `after` are right, and `times` after them are not.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,13 @@ def get_size(h: int) -> int:
 
 def pread(h: int, buf: Any, offset: int, flags: int) -> None:
     os.preadv(h, [buf], offset)
+    at = LIES["start"] - offset
+    if LIES["how"] == "misread" and 0 <= at < len(buf):
+        with lock:
+            told[-1] += 1
+            wrong = LIES["after"] < told[-1] and (LIES["times"] is None or told[-1] <= LIES["after"] + LIES["times"])
+        if wrong:
+            memoryview(buf)[at] ^= 0x10
 
 
 def pwrite(h: int, buf: Any, offset: int, flags: int) -> None:
@@ -54,7 +64,7 @@ def flush(h: int, flags: int) -> None:
 
 
 def _change(h: int, data: memoryview, offset: int, *, lie: bool = True) -> None:
-    if offset + len(data) <= LIES["start"] or LIES["end"] <= offset:
+    if LIES["how"] == "misread" or offset + len(data) <= LIES["start"] or LIES["end"] <= offset:
         lie = False
     if lie and LIES["times"] is not None:
         with lock:

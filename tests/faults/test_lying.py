@@ -1,11 +1,14 @@
 """Verification that can fail: servers that say they have written what they have not, and disks that change.
 
-Debian packages: nbdkit nbdkit-plugin-python util-linux.
+And whose fault it is: the source's, the transfer's or the medium's.
+
+Debian packages: libnbd-bin nbdkit nbdkit-plugin-python util-linux.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from tests.restore.engine import GO_ON, MIB, failed, named_ranges, nbdkit, restore, succeeded, verify
-from tests.serving import pattern, serving
-from tests.support import assert_same_bytes, loop_device
+from tests.restore.engine import MIB, asr, failed, named_ranges, nbdkit, restore, succeeded, verify
+from tests.serving import pattern, run, serving
+from tests.support import assert_same_bytes, loop_device, running
 
 SIZE = 24 * MIB
 IMAGE_SIZE = 20 * MIB + 777
 HOLE = (12 * MIB, 16 * MIB)
+THEIRS = "the transfer, or a bad write, was at fault"
 CONTROL = ("--listen=127.0.0.1:0", "--control=127.0.0.1:0")
 
 
@@ -79,8 +83,9 @@ def test_a_server_that_always_lies(
     with lying(server, disk, how, start, end) as uri:
         result = restore(image, uri)
         message = failed(result, 3)
-    assert "keeps other data than were sent, 3 times over" in message
-    assert message.removesuffix(GO_ON).endswith("is left empty")
+    assert (
+        message == f"the medium is at fault: {uri} keeps other data than were sent, 3 times over; {uri} is left empty"
+    )
     assert lines(named) == named_ranges(result)
     now = disk.read_bytes()
     assert_same_bytes(now[:MIB], bytes(MIB))
@@ -117,6 +122,7 @@ def test_a_server_that_lies_for_a_while(server: str, how: str, times: int, image
     with lying(server, disk, how, 8 * MIB, 10 * MIB, times=times) as uri:
         said = succeeded(restore(image, uri))
     assert said.count("  2 ranges differ and are sent again\n") == times
+    assert said.count(f"  {THEIRS}: 2 ranges were damaged; they are right now\n") == 1
     assert ", verified" in said
     assert_same_bytes(disk.read_bytes(), image.read_bytes() + old[IMAGE_SIZE:])
 
@@ -127,6 +133,7 @@ def test_a_server_that_lies_once_too_often(server: str, image: Path, disk: Path)
         result = restore(image, uri)
     failed(result, 3)
     assert result.out.count("  1 range differs and is sent again\n") == 3
+    assert THEIRS not in result.out
     assert_same_bytes(disk.read_bytes()[:MIB], bytes(MIB))
 
 
@@ -134,6 +141,7 @@ def test_a_server_that_lies_about_the_first_mib_for_a_while(image: Path, disk: P
     with lying("ours", disk, "flip", 0, MIB, times=2) as uri:
         said = succeeded(restore(image, uri))
     assert said.count("  1 range differs and is sent again\n") == 2
+    assert said.count(f"  {THEIRS}: 1 range was damaged; it is right now\n") == 1
     assert_same_bytes(disk.read_bytes()[:IMAGE_SIZE], image.read_bytes())
 
 
@@ -154,6 +162,79 @@ def test_nobody_looks_when_told_not_to(server: str, image: Path, disk: Path) -> 
         result = verify(image, uri)
     assert failed(result, 3).endswith(f"differs from {image}")
     assert named_ranges(result) == lines([(8 * MIB, MIB)])
+
+
+# --- Prepared images: which side was wrong ---
+
+
+@contextmanager
+def misread(image: Path, at: int, *, times: int | None, after: int = 0) -> Iterator[Path]:
+    """The image as a path whose bytes come from a server that misreads a byte, with its scan beside it."""
+    mount, link = image.parent / "mount", image.parent / "far.img"
+    mount.mkdir()
+    lies = {"how": "misread", "start": at, "end": at + 1, "times": times, "after": after, "zeroes": False}
+    plugin = Path(__file__).with_name("lying_plugin.py")
+    served = nbdkit("--readonly", "python", plugin, f"file={image}", f"lies={json.dumps(lies)}", directory=image.parent)
+    with served as uri:
+        command: list[str | Path] = ["nbdfuse", "-r", "-C", "1", mount / "image", uri]
+        try:
+            with running(command, ready=(mount / "image").exists):
+                link.symlink_to(mount / "image")
+                succeeded(asr("imagescan", image))
+                Path(f"{image}.bmap").rename(f"{link}.bmap")
+                yield link
+        finally:
+            run("umount", "--lazy", mount, check=False)
+
+
+@pytest.fixture
+def requires_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root for FUSE")
+
+
+def test_a_transfer_that_damages_what_is_read_once(requires_root: None, image: Path, disk: Path) -> None:
+    old = disk.read_bytes()
+    with misread(image, 5 * MIB + 5, times=1) as far:
+        said = succeeded(restore(far, disk))
+    line = f"the transfer was at fault: MiB 5 of {far} arrived damaged; read once more it is right"
+    assert said.count(f"  {line}\n") == 1
+    assert ", verified" in said
+    assert_same_bytes(disk.read_bytes(), image.read_bytes() + old[IMAGE_SIZE:])
+
+
+def test_a_source_that_is_always_wrong(requires_root: None, image: Path, disk: Path) -> None:
+    with misread(image, 5 * MIB + 5, times=None) as far:
+        message = failed(restore(far, disk))
+    assert message == (
+        f"the source is at fault: {far} is damaged or was changed: MiB 5 does not match its scan, nor when read once "
+        f"more; {disk} is left empty"
+    )
+    assert_same_bytes(disk.read_bytes()[:MIB], bytes(MIB))
+
+
+def test_a_medium_that_is_wrong_while_the_source_is_not(image: Path, disk: Path) -> None:
+    succeeded(asr("imagescan", image))
+    with lying("ours", disk, "drop", 5 * MIB + 5, 7 * MIB) as uri:
+        result = restore(image, uri)
+    assert failed(result, 3) == (
+        f"the medium is at fault: {uri} keeps other data than were sent, 3 times over, while {image} still matches its "
+        f"scan; {uri} is left empty"
+    )
+    assert named_ranges(result) == lines([(5 * MIB, 2 * MIB)])
+
+
+def test_a_source_that_turns_wrong_while_the_medium_is(requires_root: None, image: Path, disk: Path) -> None:
+    """What was sent was right, and is not any more: the medium alone is not to blame."""
+    with (
+        misread(image, 5 * MIB + 5, times=None, after=1) as far,
+        lying("ours", disk, "drop", 5 * MIB, 6 * MIB) as uri,
+    ):
+        message = failed(restore(far, uri))
+    assert message.startswith(
+        f"the source is at fault: {far} is damaged or was changed: MiB 5 does not match its scan, "
+    )
+    assert message.endswith(f"; {uri} is left empty")
 
 
 # --- Disks that change after a restore ---

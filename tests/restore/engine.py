@@ -29,13 +29,13 @@ def asr(*arguments: str | Path, timeout: float = 60) -> Result:
     return result
 
 
-def restore(source: Path, target: str | Path, *options: str, timeout: float = 60) -> Result:
+def restore(source: str | Path, target: str | Path, *options: str, timeout: float = 60) -> Result:
     """`asr restore` without a question; its result, whatever that is."""
     words = ("restore", "--source", source, "--target", target, "--erase", "--noprompt", *options)
     return asr(*words, timeout=timeout)
 
 
-def verify(source: Path, target: str | Path, *options: str, timeout: float = 60) -> Result:
+def verify(source: str | Path, target: str | Path, *options: str, timeout: float = 60) -> Result:
     """`asr verify`; its result, whatever that is."""
     return asr("verify", "--source", source, "--target", target, *options, timeout=timeout)
 
@@ -109,10 +109,13 @@ def started(
 
 
 @contextmanager
-def restoring(source: Path, target: str | Path, *options: str, prefix: Sequence[str] = ()) -> Iterator[Running]:
+def restoring(source: str | Path, target: str | Path, *options: str, prefix: Sequence[str] = ()) -> Iterator[Running]:
     """Start `asr restore` without a question."""
     words = ("--source", source, "--target", target, "--erase", "--noprompt", *options)
-    with started("restore", *words, directory=source.parent, prefix=prefix) as run:
+    with (
+        tempfile.TemporaryDirectory(dir=source.parent if isinstance(source, Path) else None) as here,
+        started("restore", *words, directory=Path(here), prefix=prefix) as run,
+    ):
         yield run
 
 

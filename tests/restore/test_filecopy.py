@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from restore.errors import Refused, RestoreError
-from restore.filecopy import Copied, FileDifferences, copy_files, spill
+from restore.filecopy import Copied, FileDifferences, copy_files
 from restore.mounting import Place
 from restore.source.detect import open_image
+from restore.source.spill import spill
 from tests.restore.filesystems import (
     MIB,
     checked,

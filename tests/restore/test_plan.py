@@ -13,7 +13,9 @@ from nbd.backend import Extent
 from nbd.client import Operation
 from nbd.connection import FileRange
 from nbd.wire import Command
+from restore.errors import join
 from restore.plan import GRAIN, UNIT, ZERO_UNIT, Kind, KnownZeroes, Piece, cut, operation, split, throttle
+from restore.source import Unmapped
 from tests.support import examples
 
 MIB = 1 << 20
@@ -84,6 +86,32 @@ def test_long_holes_are_no_data(image: list[tuple[int, bool]]) -> None:
         if piece.kind is Kind.DATA:
             for grain in range(piece.offset, piece.offset + piece.length, GRAIN):
                 assert any(start < grain + GRAIN and grain < end for start, end in ranges)
+
+
+@given(st.lists(st.tuples(lengths, st.sampled_from(["data", "zero", "unmapped"])), min_size=1, max_size=30))
+@examples(300)
+def test_what_is_unmapped_is_left_alone(image: list[tuple[int, str]]) -> None:
+    """Not a byte of it is in a piece, and every other byte is in one."""
+    position = 0
+    mapped: list[tuple[int, int]] = []
+    for length, kind in image:
+        if kind != "unmapped":
+            mapped.append((position, length))
+        position += length
+    runs = [
+        Unmapped(n, hole=True, zero=False)
+        if kind == "unmapped"
+        else Extent(n, hole=kind == "zero", zero=kind == "zero")
+        for n, kind in image
+    ]
+    pieces = list(cut(runs, 0))
+    assert all(a.offset + a.length <= b.offset for a, b in itertools.pairwise(pieces))
+    assert join([(piece.offset, piece.length) for piece in pieces]) == join(mapped)
+    zeroes = [(piece.offset, piece.offset + piece.length) for piece in pieces if piece.kind is Kind.ZERO]
+    for (zero_start, zero_end), (start, end) in itertools.product(
+        zeroes, data_ranges([(n, kind != "data") for n, kind in image])
+    ):
+        assert zero_end <= start or end <= zero_start, "data taken for zeroes"
 
 
 @given(

@@ -36,7 +36,7 @@ def test_vfat_gets_files_and_directories_alone(tmp_path: Path) -> None:
     keeps, report = profile("vfat"), Remembered()
     items, size = _check_fits(source, target, keeps)
     assert (items, size) == (4, 4), "a hard link is a file of its own there"
-    _rsync(source, target, keeps, size, report)
+    _rsync(source, target, keeps, size, None, report)
     assert sorted(path.name for path in (target.root / "d").iterdir()) == ["f", "h"]
     compared = Comparison(os.fsencode(source.root), os.fsencode(target.root), keeps)
     assert compared.run() == []

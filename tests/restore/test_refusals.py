@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.restore.engine import MIB, asr, failed, nbdkit, restore, verify
+from tests.restore.engine import MIB, failed, nbdkit, restore, verify
 from tests.serving import pattern, run, serving
 from tests.support import assert_same_bytes, free_port, loop_device
 
@@ -242,7 +242,3 @@ def test_target_that_another_restore_writes(image: Path, disk: Path, tmp_path: P
     finally:
         holder.kill()
         holder.wait()
-
-
-def test_not_even_looked_at_without_erase(image: Path, disk: Path) -> None:
-    assert asr("restore", "--source", image, "--target", disk, "--noprompt").status == 2

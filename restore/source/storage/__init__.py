@@ -7,6 +7,19 @@ from typing import Protocol, runtime_checkable
 
 from nbd.backend import Extent
 from nbd.connection import FileRange
+from restore.errors import Refused
+
+
+class Missing(Refused):
+    """There is nothing of that name where it is looked for.
+
+    Attributes:
+        forbidden: or it may not be seen: servers tell the two apart only for those who may list a directory.
+    """
+
+    def __init__(self, message: str, *, forbidden: bool = False) -> None:
+        super().__init__(message)
+        self.forbidden = forbidden
 
 
 class Storage(Protocol):
@@ -79,3 +92,24 @@ class InParts(Storage, Protocol):
     def extents(self) -> Iterator[Extent]:
         """As `Chunks.extents`."""
         ...
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """What waits for a server, and may do so for long."""
+
+    def interrupt(self) -> None:
+        """Have reads that are under way fail now, and all that follow; `close` is still to be called."""
+        ...
+
+
+@runtime_checkable
+class Networked(Storage, Interruptible, Protocol):
+    """A storage behind a network.
+
+    Attributes:
+        connections: how many ranges are worth reading at once.
+    """
+
+    @property
+    def connections(self) -> int: ...  # noqa: D102 - see the class

@@ -1,32 +1,14 @@
-"""Disks to finish: image files with real partition tables.
-
-Debian packages: fdisk gdisk.
-"""
+"""Disks to finish: image files, attached in private."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from restore.finish import Medium, fd_medium
 from tests.restore.filesystems import nothing_left_of
-
-
-@pytest.fixture
-def open_medium() -> Iterator[Callable[..., Medium]]:
-    """Opens an image file as a medium, with a sector size in bytes."""
-    with ExitStack() as stack:
-
-        def open_medium(path: Path, sector_size: int = 512) -> Medium:
-            fd = os.open(path, os.O_RDWR)
-            stack.callback(os.close, fd)
-            return fd_medium(fd, path.stat().st_size, sector_size)
-
-        yield open_medium
 
 
 @pytest.fixture

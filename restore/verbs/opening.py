@@ -1,0 +1,112 @@
+"""An image and a target, opened as the options say."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import replace
+from typing import Final
+
+from nbd.errors import URIError
+from nbd.uri import NBDURI
+from restore.errors import Refused
+from restore.exports import SCHEMES
+from restore.report import Report
+from restore.source import Image, SourceSettings
+from restore.source.detect import open_image
+from restore.target import Target
+from targetmode.disks.text import format_size
+
+_ANY_SIZE: Final = 1 << 62  # bytes, of an image whose size is not known yet
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def source_settings(options: argparse.Namespace, report: Report) -> SourceSettings:
+    """How the options want sources to be opened."""
+    chosen = vars(options)
+    return SourceSettings(
+        format=chosen.get("format"),
+        all_blocks=chosen.get("all_blocks", False),
+        allow_backing=chosen.get("allow_backing", False),
+        connections=chosen.get("connections"),
+        timeout=chosen.get("timeout") or 60.0,
+        notify=report.note,
+    )
+
+
+def open_prepared(place: str, options: argparse.Namespace, report: Report) -> Image:
+    """Open an image, and check by its scan what is read of it, where it has one.
+
+    Raises:
+        Refused: it may not be used, or is not what the options insist on.
+        SourceError: it is damaged.
+        OSError: it cannot be read.
+    """
+    from restore.manifest.beside import beside, find
+    from restore.manifest.checked import Prepared
+    from restore.manifest.damage import check_damage
+
+    settings = source_settings(options, report)
+    chosen = vars(options)
+    image = open_image(place, settings)
+    try:
+        with beside(image, place, settings) as path:
+            bmap = find(path, image, chosen.get("verify_signature"))
+            size = image.source.size if bmap is None else bmap.image_size
+            if path is not None:
+                bad = check_damage(path, _ANY_SIZE if size is None else size, allow_bad=chosen.get("allow_bad", True))
+                if bad:
+                    lost = format_size(sum(length for _, length in bad))
+                    report.note(f"{place}: {lost} could not be read when it was captured, and are zeroes")
+        if bmap is None:
+            _check_unscanned(place, options)
+            return image
+        keep = chosen.get("keep_unmapped", False)
+        prepared = Prepared(image.source, bmap, keep_unmapped=keep, notify=report.note)
+    except BaseException:
+        image.source.close()
+        raise
+    return replace(image, source=prepared)
+
+
+def _check_unscanned(place: str, options: argparse.Namespace) -> None:
+    chosen = vars(options)
+    if chosen.get("sha256"):
+        raise Refused(
+            f"{place}: could not find any scan information. The source image needs to be imagescanned before it can be "
+            f"restored with --SHA256: asr imagescan {place}"
+        )
+    if chosen.get("keep_unmapped"):
+        raise Refused(f"{place} has no scan that says what is mapped, for --keep-unmapped; asr imagescan {place}")
+
+
+def open_target(place: str, options: argparse.Namespace, report: Report, *, read_only: bool = False) -> Target:
+    """Open a target.
+
+    Raises:
+        Refused: there is none, or it may not be used.
+    """
+    if is_export(place):
+        from restore.target.remote import RemoteTarget
+
+        try:
+            uri = NBDURI.parse(place)
+        except URIError as error:
+            raise Refused(str(error)) from None
+        return RemoteTarget(
+            uri,
+            connections=options.connections,
+            timeout=options.timeout,
+            notify=report.note,
+            read_only=read_only,
+        )
+    if _URL.match(place):
+        raise Refused(f"{place} is no target; it may be nbd://HOST/EXPORT, a block device, or an image file")
+    from restore.target.local import LocalTarget
+
+    return LocalTarget(place, read_only=read_only)
+
+
+def is_export(place: str) -> bool:
+    """Whether a place is an NBD URI."""
+    return place.startswith(SCHEMES)

@@ -1,0 +1,84 @@
+"""`asr imagescan`, `asr info` and `asr capture`: images are prepared, looked at, and made."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from restore.errors import Refused
+from restore.exports import SCHEMES
+from restore.report import Report, put
+from restore.source.detect import open_image
+from restore.source.spill import attachable
+from restore.verbs.opening import source_settings
+
+
+async def scan(options: argparse.Namespace, report: Report) -> int:
+    """Scan an image; its scan is beside it then. With --minimize a copy that is shrunk to its contents comes first.
+
+    Raises:
+        RestoreError: it was refused, or failed.
+    """
+    from restore.manifest.scan import ScanSettings, imagescan
+    from restore.source.used import UsedBlocks, used_blocks_of
+
+    def used_in(path: Path) -> UsedBlocks | None:
+        return None if options.all_blocks else used_blocks_of(path, report.note)
+
+    image = open_image(options.image, source_settings(options, report))
+    with closing(image.source) as source:
+        if image.path is None:
+            raise Refused(f"{options.image} is no image file of this machine, which its scan could lie beside")
+        settings = ScanSettings(sign=options.sign)
+        if options.minimize is not None:
+            from restore.minimize import minimize
+
+            await minimize(image, options.image, Path(options.minimize), settings, report, used_in)
+        used = None
+        if image.format == "raw" and attachable(image, options.image):
+            used = await asyncio.to_thread(used_in, image.path)
+        await imagescan(source, image.path, used, settings, report)
+    return 0
+
+
+async def info(options: argparse.Namespace, report: Report) -> int:
+    """Tell of an image what can be told without reading it all.
+
+    Raises:
+        RestoreError: it cannot be opened.
+    """
+    from restore.manifest.info import describe
+
+    image = open_image(options.image, source_settings(options, report))
+    with closing(image.source) as source:
+        found = describe(source, options.image, image.format, options.verify_signature)
+    text = found.as_plist() if options.plist else found.as_json() if options.json else found.as_text()
+    put(sys.stdout, text.rstrip("\n") + "\n")
+    return 0
+
+
+async def capture(options: argparse.Namespace, report: Report) -> int:
+    """Make a prepared image of a disk, a partition or an export.
+
+    Raises:
+        RestoreError: it was refused, or failed.
+    """
+    from restore.capture import CaptureSettings
+    from restore.capture import capture as run
+
+    place = options.source
+    image = open_image(place, source_settings(options, report))
+    settings = CaptureSettings(
+        compress=options.compress, overwrite=options.overwrite, retries=options.retries, sign=options.sign
+    )
+    with closing(image.source) as source:
+        used = None  # a device tells itself what is used
+        if place.startswith(SCHEMES) and not options.all_blocks:
+            from restore.source.used.exported import used_blocks_of_export
+
+            used = await used_blocks_of_export(place, report)
+        await run(source, options.target, used, settings, report, reread=getattr(source, "reread", None))
+    return 0

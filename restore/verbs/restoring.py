@@ -1,0 +1,162 @@
+"""`asr restore --erase` and `asr verify`: blocks."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+
+from restore.errors import Refused, RestoreError
+from restore.fit import FitSettings, fitted
+from restore.job import Fit, Settings, restore, verify
+from restore.mountpoint import Unmounted, volume_at
+from restore.report import Report
+from restore.source import Image, Source
+from restore.target import Target
+from restore.verbs.opening import is_export, open_prepared, open_target
+
+Confirm = Callable[[str], bool]
+
+
+class _Chosen:
+    """The image that was asked for, opened once, and what makes it fit."""
+
+    def __init__(self, options: argparse.Namespace, report: Report, *, restoring: bool) -> None:
+        self._options = options
+        self._report = report
+        self._settings = FitSettings(keep_table=options.keep_table, restoring=restoring)
+        self._image: Image | None = None
+
+    def open(self) -> Source:
+        self._image = open_prepared(self._options.source, self._options, self._report)
+        return self._image.source
+
+    def fit(self, report: Report) -> Fit:
+        def fit(source: Source, target: Target) -> AbstractAsyncContextManager[Source]:
+            assert self._image is not None
+            return fitted(self._image, self._options.source, source, target, self._settings, report)
+
+        return fit
+
+
+async def verify_blocks(options: argparse.Namespace, report: Report) -> int:
+    """Compare a target with an image.
+
+    Raises:
+        RestoreError: they could not be compared, or differ.
+    """
+    chosen = _Chosen(options, report, restoring=False)
+    (target,) = [options.target] if isinstance(options.target, str) else options.target
+    await verify(lambda: open_target(target, options, report, read_only=True), chosen.open, report, chosen.fit(report))
+    return 0
+
+
+async def restore_blocks(options: argparse.Namespace, report: Report) -> int:
+    """Put an image on one target or several.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        RestoreError: it was refused, or with one target failed.
+    """
+    confirm = _confirmation(options)
+    if len(set(options.target)) < len(options.target):
+        raise Refused("the same target is named twice")
+    finishing = _Finishing(options)
+    finishing.check()
+    chosen = _Chosen(options, report, restoring=True)
+
+    async def one(target: str, open_source: Callable[[], Source], report: Report) -> None:
+        settings = Settings(
+            verify=not options.noverify, delta=options.delta, max_rate=options.max_rate, confirm=confirm
+        )
+
+        def opened(device: str) -> Target:
+            return open_target(device, options, report)
+
+        with _taken(target) as (device, volume):
+            done = await restore(lambda: opened(device), open_source, settings, report, chosen.fit(report))
+            await finishing.finish(device, report)
+            if volume is not None:
+                volume.remount(report)
+        done.tell(report)
+
+    if len(options.target) == 1:
+        await one(options.target[0], chosen.open, report)
+        return 0
+    from restore.fanout import restore_all
+    from restore.report.members import make_members
+
+    members = make_members(as_json=options.json, puppetstrings=options.puppetstrings)
+    return await restore_all(options.target, chosen.open, one, members)
+
+
+@contextmanager
+def _taken(target: str) -> Iterator[tuple[str, Unmounted | None]]:
+    """What a target is written as; a volume that is named by its mount point is unmounted for that.
+
+    When nothing was touched it is mounted again; after a failure that is left to whoever finds out what is on it.
+    """
+    volume = None if is_export(target) else volume_at(target)
+    if volume is None:
+        yield target, None
+        return
+    unmounted = Unmounted(volume)
+    try:
+        yield unmounted.device, unmounted
+    except (Refused, asyncio.CancelledError) as error:
+        failures = unmounted.close()
+        if failures:
+            raise RestoreError(f"{error}; {failures[0]}") from error
+        raise
+    except BaseException:
+        unmounted.leave()
+        raise
+
+
+class _Finishing:
+    """What is asked for after the blocks."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._asked = {"grow": options.grow, "new_ids": options.new_ids, "hostname": options.hostname}
+        self._verified = "verified" if not options.noverify else "not verified"
+
+    def check(self) -> None:
+        """Whether it can be done here, as far as that can be told beforehand."""
+        if any(self._asked.values()):
+            from restore.finish.steps import check
+
+            check(**self._asked)
+
+    async def finish(self, target: str, report: Report) -> None:
+        if not any(self._asked.values()):
+            return
+        from restore.finish.steps import finish
+
+        try:
+            await finish(target, report, **self._asked)
+        except RestoreError as error:
+            raise RestoreError(f"{error}; the image itself is on {target}, {self._verified}") from error
+
+
+def _confirmation(options: argparse.Namespace) -> Confirm | None:
+    """What asks before anything is erased; None where nobody is to be asked."""
+    if options.noprompt:
+        return None
+    asking = sys.stdin and sys.stdin.isatty() and not options.json and not options.puppetstrings
+    if not asking:
+        raise Refused("standard input is not a terminal to ask before erasing; say --noprompt if that is meant")
+    lock = threading.Lock()  # several targets are asked about one after the other
+
+    def confirm(question: str) -> bool:
+        with lock:
+            try:
+                return input(f"  {question} [ny]: ").strip().lower() in ("y", "yes")
+            except EOFError:
+                return False
+
+    return confirm
