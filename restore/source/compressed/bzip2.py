@@ -124,7 +124,9 @@ class _Bits:
         """Bits up to where the next block begins, or the end."""
         done = _NUMBER + _CHECKSUM + _POINTER  # as far as was looked
         while True:
-            found = min((at for number in _PATTERNS for at in self._find(number, done)), default=None)
+            found = None
+            for pattern in _PATTERNS:
+                found = self._find(pattern, done, found)
             if found is not None:
                 if self.value(found, _NUMBER) == _END or self._is_block(found, level):
                     return found
@@ -154,16 +156,17 @@ class _Bits:
         """Whether what follows a block's number may do so: its text begins within it."""
         return self.value(at + _NUMBER + _CHECKSUM, _POINTER) <= level * 100_000
 
-    def _find(self, pattern: tuple[bytes, int, int], start: int) -> Iterator[int]:
-        """The first place of a number, at one alignment, from a bit on."""
+    def _find(self, pattern: tuple[bytes, int, int], start: int, before: int | None) -> int | None:
+        """The first place of a number, at one alignment, from a bit on; `before` where there is none before that."""
         inner, shift, number = pattern
         at = (self._bit + start) // 8
-        while (at := self._data.find(inner, at)) >= 0:
+        behind = len(self._data) if before is None else (self._bit + before) // 8 + len(inner) + 1
+        while (at := self._data.find(inner, at, behind)) >= 0:
             bit = 8 * at - shift - self._bit
             if bit >= start and 8 * len(self._data) >= self._bit + bit + _NUMBER and self.value(bit, _NUMBER) == number:
-                yield bit
-                return
+                return bit if before is None else min(bit, before)
             at += 1
+        return before
 
 
 _BLOCK: Final = int.from_bytes(BLOCK, "big")
