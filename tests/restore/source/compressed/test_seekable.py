@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import xxhash
@@ -86,6 +87,25 @@ def test_only_what_is_wanted_is_read_and_once() -> None:
     assert len(set(stored.reads)) == len(stored.reads) == len(LENGTHS)
     source.close()
     assert stored.closed == 1
+
+
+def test_many_that_read_a_little_at_once() -> None:
+    """Have each frame decoded once among them, and again where that failed."""
+    stored = Bytes(WHOLE)
+    storage = decompressed(stored, "zstd")
+    del stored.reads[:]
+    with ThreadPoolExecutor(4) as pool:
+        offsets = range(0, sum(LENGTHS) - 1000, 10_000)
+        found = list(pool.map(lambda offset: storage.read(offset, 1000), offsets))
+    assert_same_bytes(b"".join(found), b"".join(CONTENT[offset : offset + 1000] for offset in offsets))
+    assert len(stored.reads) == len(set(stored.reads)) >= len(LENGTHS) - 1
+    again = Bytes(WHOLE)
+    storage = decompressed(again, "zstd")
+    again.data = b""
+    with pytest.raises(OSError, match="image ends at byte 0, earlier than it did at the start"):
+        storage.read(5, 10)
+    again.data = WHOLE
+    assert storage.read(5, 10) == CONTENT[5:15]
 
 
 def test_frames_are_decoded_together_by_the_mib() -> None:
