@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 
 from restore.errors import Differences, RestoreError
+from restore.failing import tell
 from restore.report import Members, Report
 from restore.source import Source
 
@@ -15,7 +16,12 @@ RestoreOne = Callable[[str, Callable[[], Source], Report], Awaitable[None]]
 
 
 async def restore_all(
-    targets: Sequence[str], open_source: Callable[[], Source], restore_one: RestoreOne, members: Members
+    targets: Sequence[str],
+    open_source: Callable[[], Source],
+    restore_one: RestoreOne,
+    members: Members,
+    *,
+    debug: bool = False,
 ) -> int:
     """Put an image on several targets.
 
@@ -24,6 +30,7 @@ async def restore_all(
         open_source: called once.
         restore_one: does all of it for one.
         members: makes the report of each, and tells the end.
+        debug: should the program itself fail, print where.
 
     Returns:
         The exit status: 0 when all are done, 3 when some differ and none failed otherwise, else 1.
@@ -39,7 +46,7 @@ async def restore_all(
 
         async def run(index: int) -> None:
             report = members.member(targets[index])
-            statuses[index] = await _ended(targets[index], readers[index], restore_one, report)
+            statuses[index] = await _ended(targets[index], readers[index], restore_one, report, debug=debug)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -53,7 +60,7 @@ async def restore_all(
     return 0 if not failures else Differences.status if failures == {Differences.status} else RestoreError.status
 
 
-async def _ended(target: str, source: Source, restore_one: RestoreOne, report: Report) -> int:
+async def _ended(target: str, source: Source, restore_one: RestoreOne, report: Report, *, debug: bool) -> int:
     """How one has ended, which was told."""
     used = False
 
@@ -64,9 +71,8 @@ async def _ended(target: str, source: Source, restore_one: RestoreOne, report: R
 
     try:
         await restore_one(target, open_source, report)
-    except RestoreError as error:
-        report.failed(str(error), error.ranges if isinstance(error, Differences) else ())
-        return error.status
+    except Exception as error:
+        return tell(error, report, debug=debug)
     except asyncio.CancelledError:
         report.failed("interrupted; nothing was touched")
         raise

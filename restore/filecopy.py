@@ -56,7 +56,13 @@ class Copied:
 
 
 async def copy_files(
-    source: Place, target: Place, report: Report, *, verify: bool = True, max_rate: int | None = None
+    source: Place,
+    target: Place,
+    report: Report,
+    *,
+    verify: bool = True,
+    max_rate: int | None = None,
+    verbose: bool = False,
 ) -> Copied:
     """Copy the files of one file system onto another.
 
@@ -66,13 +72,20 @@ async def copy_files(
         report: is told of progress.
         verify: compare all of it afterwards.
         max_rate: most bytes per second, None for no limit.
+        verbose: say also which file systems were found, and how much is to be copied.
 
     Raises:
         Refused: before anything was written.
         FileDifferences: verification failed.
         RestoreError: the copy failed; the target is a whole file system with a part of the files.
     """
-    arguments = {"source": asdict(source), "target": asdict(target), "verify": verify, "max_rate": max_rate}
+    arguments = {
+        "source": asdict(source),
+        "target": asdict(target),
+        "verify": verify,
+        "max_rate": max_rate,
+        "verbose": verbose,
+    }
     found = await in_private("restore.filecopy:copy_in_private", arguments, report)
     if found["differences"]:
         raise FileDifferences(found["differences"])
@@ -87,6 +100,7 @@ def copy_in_private(
     target: dict[str, str],
     verify: bool,
     max_rate: int | None,
+    verbose: bool,
 ) -> dict[str, object]:
     """What `copy_files` does, in the private process."""
     tools.find("rsync")
@@ -104,6 +118,9 @@ def copy_in_private(
             report.begin("Validating sizes")
             items, size = _check_fits(origin, goal, keeps)
             report.done()
+            if verbose:
+                report.note(f"Source: {origin.name}, {origin.kind}, {items} items, {format_size(size)}")
+                report.note(f"Target: {goal.name}, {goal.kind}")
             for note in (origin.note, goal.note, keeps.lost and f"{goal.kind} keeps no {keeps.lost}"):
                 if note:
                     report.note(note)

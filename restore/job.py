@@ -199,6 +199,9 @@ class _Restore:
             await self._fail(_first(group))
         except asyncio.CancelledError:
             await self._fail(RestoreError("interrupted"))
+        except Exception:  # a bug: whoever tells of it does not know the target
+            self._report.note(await self._leave_empty())
+            raise
         how = "verified" if self._settings.verify else "not verified"
         if self._settings.delta:
             how += f", {format_size(self._unsent)} of it were there already"
@@ -208,7 +211,7 @@ class _Restore:
         if self._settings.confirm is None:
             return
         try:
-            contents = await asyncio.to_thread(self._target.contents)
+            contents = str(await asyncio.to_thread(self._target.contents))
         except (NBDError, OSError) as error:
             contents = f"unreadable: {say(error)}"
         question = f"Erase contents of {self._target.name} ({format_size(self._target.size)}, {contents})?"

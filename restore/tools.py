@@ -14,6 +14,7 @@ from restore.errors import Refused, RestoreError
 from targetmode.disks.text import printable
 
 _PATH: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # where file systems' tools are, also when not root's path
+_HINT: Final = "dmesg(1) may have more information"  # mount's last line, behind the one that says it
 
 PACKAGES: Final = {
     "btrfs": "btrfs-progs",
@@ -117,4 +118,5 @@ def run(command: Sequence[str | Path], *, good: Collection[int] = (0,), text: st
 def complaint(err: str, out: str, code: int) -> str:
     """The line that most likely says what went wrong."""
     lines = [line.strip() for line in (err.strip() or out.strip()).splitlines() if line.strip()]
+    lines = [line for line in lines if _HINT not in line] or lines
     return printable(lines[-1]) if lines else f"ended with status {code}"

@@ -1,5 +1,6 @@
 """An image is made to fit its target, or refused, before anything is written.
 
+suited.py   a disk belongs on a disk, not on a partition
 sizes.py    which partition of an image does not fit
 table.py    the backup GPT at the end of a larger disk
 shrink.py   a file system made smaller than a target, on an overlay
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from restore.fit.shrink import check_shrinkable, shrunk
 from restore.fit.sizes import ANY_SIZE, check_partitions, check_size, claimed_size
+from restore.fit.suited import check_suited, doubts
 from restore.fit.table import fit_table
 from restore.manifest.checked import Prepared
 from restore.report import Report
@@ -58,6 +60,10 @@ async def fitted(
         RestoreError, OSError: the source failed, or a tool did.
     """
     contents = contents_of(source, ANY_SIZE if source.size is None else None)
+    if settings.restoring:
+        check_suited(source, contents, target)
+        for doubt in doubts(source, contents, target):
+            report.note(doubt)
     if target.size >= max(source.least_size, claimed_size(source, contents)):
         if not settings.keep_table:
             source, note = fit_table(source, target.size, target.sector_size)

@@ -38,6 +38,7 @@ SHRINKABLE: Final = (*EXT, "btrfs", "ntfs")
 _BLOCK: Final = 4096  # bytes that the new size is a multiple of
 EXT_MINIMUM: Final = re.compile(r": (\d+)\s*$")
 NTFS_MINIMUM: Final = re.compile(r"You might resize at (\d+) bytes")
+_BTRFS_LEAST: Final = 256 << 20  # bytes; Linux makes none smaller (btrfs_ioctl_resize in fs/btrfs/ioctl.c)
 BTRFS_MINIMUM: Final = re.compile(r"^(\d+) bytes")
 
 
@@ -162,10 +163,10 @@ def shrink_in_private(report: Report, directory: Path, *, overlay: str, name: st
 
 def _refuse(source: str, kind: str, minimum: int, size: int) -> None:
     if minimum > size:
-        raise Refused(
-            f"{source} does not fit: its {kind} can be made no smaller than {format_size(minimum)}, "
-            f"the target has {format_size(size)}"
-        )
+        least, have = format_size(minimum), format_size(size)
+        if least == have:
+            least, have = f"{minimum} bytes ({least})", f"{size}"
+        raise Refused(f"{source} does not fit: its {kind} can be made no smaller than {least}, the target has {have}")
 
 
 def _shrink_ext(under: Opened, device: Path, source: str, size: int) -> None:
@@ -192,4 +193,4 @@ def _shrink_btrfs(under: Opened, directory: Path, source: str, size: int) -> Non
         except ToolFailed:
             found = tools.run(["btrfs", "inspect-internal", "min-dev-size", root]).out
             match = BTRFS_MINIMUM.match(found)
-            _refuse(source, "file system", max(int(match[1]) if match else 0, size + 1), size)
+            _refuse(source, "file system", max(int(match[1]) if match else 0, _BTRFS_LEAST, size + 1), size)

@@ -16,7 +16,7 @@ from restore.plan import UNIT
 from restore.report import Report
 from restore.source import Image
 from restore.source.spill import attachable, spill
-from restore.verbs.opening import is_export, open_prepared
+from restore.verbs.opening import is_export, open_prepared, same_place
 from targetmode.disks.text import format_size
 
 _CHECKING = "Checking"
@@ -34,9 +34,14 @@ async def copy(options: argparse.Namespace, report: Report) -> int:
     if len(options.target) > 1:
         raise Refused("a file copy has one target; several at once need --erase")
     (where,) = options.target
+    same = where == options.source or same_place(where, options.source)
+    if same and options.source_partition == options.target_partition:
+        raise Refused(f"{where} is both source and target; they have to be two volumes")
     target = Place(where, options.target_partition, "--target-partition")
     async with _mountable(options, report) as source:
-        copied = await copy_files(source, target, report, verify=not options.noverify, max_rate=options.max_rate)
+        copied = await copy_files(
+            source, target, report, verify=not options.noverify, max_rate=options.max_rate, verbose=options.verbose
+        )
     verified = "verified" if not options.noverify else "not verified"
     report.finished(
         f"Copied {copied.items} items ({format_size(copied.size)}), {verified}", items=copied.items, bytes=copied.size

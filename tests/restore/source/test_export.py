@@ -33,6 +33,7 @@ from restore.source.detect import open_image
 from restore.source.export import ExportSource, _Runs
 from restore.target.remote import RemoteTarget
 from tests.restore.engine import MIB, failed, nbd_server, nbdkit, qemu_nbd, restore, started, succeeded, verify
+from tests.restore.filesystems import make_filesystem, partitioned
 from tests.restore.source.exported import SIZE, disk_with_holes, read_all
 from tests.serving import Serving, kill_all, pattern, serving
 from tests.support import assert_same_bytes, examples, free_port, wait_until
@@ -429,3 +430,28 @@ def test_a_clone_whose_source_is_killed_leaves_an_empty_disk(image: Path, tmp_pa
     assert line.startswith(f"{server.uri()}: ")
     assert line.endswith(f"; {target} is left empty")
     assert not any(target.read_bytes()[:MIB])
+
+
+def test_a_disk_and_its_partition_are_one(tmp_path: Path) -> None:
+    """As source and target, and as two targets, of which one would be overwritten after it was verified."""
+    disk = partitioned(tmp_path / "disk.img", *(make_filesystem(tmp_path / f"p{n}", "ext4", 8 * MIB) for n in (1, 2)))
+    before = disk.read_bytes()
+    with serving(disk, errors=tmp_path / "errors") as server:
+        whole, first, second = (server.uri(name) for name in ("disk.img", "disk.img1", "disk.img2"))
+        one = "are a disk and a partition of it; they have to be two disks"
+        for source, target in ((whole, first), (first, whole)):
+            assert failed(restore(source, target)) == f"{source} and {target} {one}"
+        with (
+            closing(RemoteTarget(NBDURI.parse(first), timeout=5, notify=print)),
+            pytest.raises(Refused) as caught,
+        ):
+            RemoteTarget(NBDURI.parse(whole), timeout=5, notify=print)
+        assert str(caught.value) == f"{whole} and {first} {one}"
+        with (
+            closing(RemoteTarget(NBDURI.parse(first), timeout=5, notify=print)),
+            pytest.raises(Refused) as caught,
+        ):
+            RemoteTarget(NBDURI.parse(first), timeout=5, notify=print)
+        assert str(caught.value) == f"{first} is named as a target twice; each has to be another disk"
+        assert disk.read_bytes() == before
+        succeeded(restore(first, second))
