@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import stat
@@ -77,7 +78,8 @@ async def copy_files(
     Raises:
         Refused: before anything was written.
         FileDifferences: verification failed.
-        RestoreError: the copy failed; the target is a whole file system with a part of the files.
+        RestoreError: the copy failed or was interrupted; the target is a whole file system with a part of the files.
+        asyncio.CancelledError: it was interrupted before anything was written.
     """
     arguments = {
         "source": asdict(source),
@@ -86,10 +88,32 @@ async def copy_files(
         "max_rate": max_rate,
         "verbose": verbose,
     }
-    found = await in_private("restore.filecopy:copy_in_private", arguments, report)
+    watched = _Watched(report)
+    try:
+        found = await in_private("restore.filecopy:copy_in_private", arguments, watched)
+    except asyncio.CancelledError:
+        if not watched.copying:
+            raise
+        raise RestoreError(
+            f"interrupted; {target.where} may have only a part of the files (the same command again copies them all)"
+        ) from None
     if found["differences"]:
         raise FileDifferences(found["differences"])
     return Copied(found["items"], found["size"])
+
+
+class _Watched:
+    """A report that knows whether copying has begun."""
+
+    def __init__(self, report: Report) -> None:
+        self.copying = False
+        self.begin, self.done, self.note = report.begin, report.done, report.note
+        self.failed, self.finished = report.failed, report.finished
+        self._progress = report.progress
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        self.copying = True
+        self._progress(phase, done, total)
 
 
 def copy_in_private(

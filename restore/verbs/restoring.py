@@ -158,6 +158,10 @@ class _Finishing:
             await finish(target, report, **self._asked)
         except RestoreError as error:
             raise RestoreError(f"{error}; the image itself is on {target}, {self._verified}") from error
+        except asyncio.CancelledError:
+            raise RestoreError(
+                f"interrupted; the image itself is on {target}, {self._verified}, but not all that was to follow"
+            ) from None
 
 
 def _confirmation(options: argparse.Namespace) -> Confirm | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from pathlib import Path
@@ -142,3 +143,20 @@ def test_an_empty_name(pair: tuple[str, str], option: str, capsys: pytest.Captur
 )
 def test_what_a_program_complains_of(printed: str, line: str) -> None:
     assert tools.complaint(printed, "", 1).startswith(line)
+
+
+def test_interrupted_after_the_blocks(
+    pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Something was touched by then."""
+
+    async def cancelled(*rest: object, **asked: object) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr("restore.finish.steps.finish", cancelled)
+    monkeypatch.setattr("restore.finish.steps.check", lambda **asked: None)
+    source, target = pair
+    assert cli.main(["restore", "--source", source, "--target", target, "--erase", "--noprompt", "--grow"]) == 1
+    line = f"asr: interrupted; the image itself is on {target}, verified, but not all that was to follow\n"
+    assert capsys.readouterr().err == line
+    assert Path(target).read_bytes() == Path(source).read_bytes()

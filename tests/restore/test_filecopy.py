@@ -366,7 +366,9 @@ def test_interrupted(tmp_path: Path, number: int, *, exported: bool) -> None:
         while "Restoring" not in (line := process.stdout.readline()) or '"bytes": 0,' in line:
             assert line, process.communicate()
         process.send_signal(number)
-        process.communicate(timeout=60)
+        _, err = process.communicate(timeout=60)
+        if number == signal.SIGINT:
+            assert f"interrupted; {where} may have only a part of the files (the same command again" in err
         nothing_left_of(tmp_path)
     assert in_filesystem(target, "ext4", "cat kept") == "kept\n"
     run("e2fsck", "-fp", target)
