@@ -124,7 +124,7 @@ def copy_in_private(
     target: dict[str, str],
     verify: bool,
     max_rate: int | None,
-    verbose: bool,
+    verbose: bool = False,
 ) -> dict[str, object]:
     """What `copy_files` does, in the private process."""
     tools.find("rsync")
