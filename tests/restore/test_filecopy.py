@@ -393,7 +393,7 @@ def test_bugs_are_not_hidden() -> None:
         asyncio.run(
             in_private(
                 "restore.filecopy:copy_in_private",
-                {"source": {"where": "/x"}, "target": {"where": "/y"}, "verify": True},
+                {"source": {"where": "/x"}, "target": {"where": "/y"}, "verify": True, "max_rate": None},
                 Remembered(),
             )
         )
