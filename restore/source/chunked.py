@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from nbd.backend import Extent
 from restore.source import Chunks, Payload
-from restore.source.storage import Interruptible
+from restore.source.storage import interrupt
 
 AHEAD: Final = 32 << 20  # bytes decoded ahead of each reader, or a chunk for each worker where those are larger
 KEPT: Final = 128 << 20  # bytes of decoded chunks, among all readers; what is dropped is decoded again if need be
@@ -98,8 +98,7 @@ class ChunkedSource:
     def close(self) -> None:
         """Stop decoding, and close it."""
         if self._original:
-            if isinstance(self._chunks, Interruptible):
-                self._chunks.interrupt()
+            interrupt(self._chunks)
             self._decoded.close()
             self._chunks.close()
 

@@ -9,7 +9,7 @@ from typing import Final
 from nbd.backend import Extent, FileBackend
 from nbd.connection import FileRange
 from restore.source import Zeroes
-from restore.source.storage import Decoded, InParts, Interruptible, Storage
+from restore.source.storage import Decoded, InParts, Storage, interrupt
 
 _CHUNK: Final = 4 << 20  # bytes read at a time where the kernel cannot send them from where they are
 
@@ -63,8 +63,7 @@ class RawImage:
 
     def interrupt(self) -> None:
         """Have what waits for a server fail now."""
-        if isinstance(self._storage, Interruptible):
-            self._storage.interrupt()
+        interrupt(self._storage)
 
     def close(self) -> None:
         """Close it."""
@@ -101,8 +100,7 @@ class RawStream:
 
     def interrupt(self) -> None:
         """Have what waits for a server fail now."""
-        if isinstance(self._storage, Interruptible):
-            self._storage.interrupt()
+        interrupt(self._storage)
 
     def close(self) -> None:
         """Close it."""

@@ -14,7 +14,7 @@ from nbd.backend import Extent
 from nbd.connection import FileRange
 from restore.source import CHUNK_LIMIT
 from restore.source.compressed.parallel import Job, in_order
-from restore.source.storage import Storage
+from restore.source.storage import Storage, interrupt
 
 UNIT: Final = 1 << 20  # parts that begin in the same one are decoded together
 LARGEST: Final = CHUNK_LIMIT - UNIT  # bytes, decoded, of a part
@@ -187,6 +187,10 @@ class DecodedBlocks:
     def check_unchanged(self) -> None:
         """As what it is stored in tells."""
         self._storage.check_unchanged()
+
+    def interrupt(self) -> None:
+        """Have what waits for a server fail now."""
+        interrupt(self._storage)
 
     def close(self) -> None:
         """Close it."""
