@@ -40,10 +40,6 @@ places = st.tuples(st.integers(0, 210_000), st.integers(0, 30_000))
 
 
 @given(st.integers(1, 200_000), st.integers(0, 20_000), st.lists(places))
-    st.integers(1, 200_000),
-    st.integers(0, 20_000),
-    st.lists(st.tuples(st.integers(0, 210_000), st.integers(0, 30_000))),
-)
 @examples(60)
 def test_any_reads(size: int, head: int, reads: list[tuple[int, int]]) -> None:
     data = DATA * 2
