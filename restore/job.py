@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final, NoReturn, TypeVar
 
 from nbd.client import Operation
+from nbd.connection import PayloadError
 from nbd.errors import NBDError
 from nbd.wire import Command
 from restore.delta import Delta, Item
@@ -408,7 +409,8 @@ class _Restore:
             raise Differences(f"{error}; {state}", error.ranges) from error
         if self._begun and state == self._empty and not isinstance(error, SourceError):
             state += " (the same command with --delta goes on from here)"
-        raise RestoreError(f"{say(error)}; {state}") from error
+        what = f"{self._source.name}: {error}" if isinstance(error, PayloadError) else say(error)
+        raise RestoreError(f"{what}; {state}") from error
 
     async def _leave_empty(self) -> str:
         """See to it that the target does not look like a disk; what it looks like, as a clause."""

@@ -179,8 +179,9 @@ async def minimize(
         if smaller < size
         else f"{path}: nothing could be made smaller, so it is as large as {place}"
     )
+    runs = await asyncio.to_thread(used, path)
     with closing(open_image(str(path), SourceSettings(format="raw")).source) as copy:
-        return await scan_beside(copy, path, used(path), settings, report, CHECKSUM)
+        return await scan_beside(copy, path, runs, settings, report, CHECKSUM)
 
 
 async def _check_room(overlay: Path, path: Path) -> None:

@@ -28,7 +28,7 @@ def add_to(digest: Any, payload: Payload, length: int, name: str) -> None:
         buffer = _local.buffer = memoryview(mmap.mmap(-1, _PIECE))
     offset = payload.offset
     while length:
-        count = os.preadv(payload.fd, [buffer[: min(length, _PIECE)]], offset)
+        count = _read(payload.fd, buffer[: min(length, _PIECE)], offset, name)
         if count == 0:
             raise OSError(errno.EIO, f"{name} ends at byte {offset}, earlier than it did at the start")
         digest.update(buffer[:count])
@@ -43,8 +43,15 @@ def as_memory(payload: Payload, length: int, name: str) -> memoryview:
     data = bytearray(length)
     done = 0
     while done < length:
-        count = os.preadv(payload.fd, [memoryview(data)[done:]], payload.offset + done)
+        count = _read(payload.fd, memoryview(data)[done:], payload.offset + done, name)
         if count == 0:
             raise OSError(errno.EIO, f"{name} ends at byte {payload.offset + done}, earlier than it did at the start")
         done += count
     return memoryview(data)
+
+
+def _read(fd: int, buffer: memoryview, offset: int, name: str) -> int:
+    try:
+        return os.preadv(fd, [buffer], offset)
+    except OSError as error:
+        raise OSError(error.errno, f"{name}: reading at byte {offset} failed: {error.strerror}") from None

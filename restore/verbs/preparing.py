@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from contextlib import closing
 from pathlib import Path
 
 from restore.errors import Refused
 from restore.exports import SCHEMES
-from restore.report import Report
+from restore.report import Report, put
 from restore.source.detect import open_image
 from restore.source.spill import attachable
 from restore.verbs.opening import source_settings
@@ -22,6 +23,10 @@ async def scan(options: argparse.Namespace, report: Report) -> int:
         RestoreError: it was refused, or failed.
     """
     from restore.manifest.scan import ScanSettings, imagescan
+    from restore.source.used import UsedBlocks, used_blocks_of
+
+    def used_in(path: Path) -> UsedBlocks | None:
+        return None if options.all_blocks else used_blocks_of(path, report.note)
 
     image = open_image(options.image, source_settings(options, report))
     with closing(image.source) as source:
@@ -31,12 +36,10 @@ async def scan(options: argparse.Namespace, report: Report) -> int:
         if options.minimize is not None:
             from restore.minimize import minimize
 
-            await minimize(image, options.image, Path(options.minimize), settings, report)
+            await minimize(image, options.image, Path(options.minimize), settings, report, used_in)
         used = None
-        if image.format == "raw" and not options.all_blocks and attachable(image, options.image):
-            from restore.source.used import used_blocks_of
-
-            used = await asyncio.to_thread(used_blocks_of, image.path, report.note)
+        if image.format == "raw" and attachable(image, options.image):
+            used = await asyncio.to_thread(used_in, image.path)
         await imagescan(source, image.path, used, settings, report)
     return 0
 
@@ -52,7 +55,8 @@ async def info(options: argparse.Namespace, report: Report) -> int:
     image = open_image(options.image, source_settings(options, report))
     with closing(image.source) as source:
         found = describe(source, options.image, image.format, options.verify_signature)
-    print(found.as_plist() if options.plist else found.as_json() if options.json else found.as_text())
+    text = found.as_plist() if options.plist else found.as_json() if options.json else found.as_text()
+    put(sys.stdout, text.rstrip("\n") + "\n")
     return 0
 
 

@@ -109,10 +109,13 @@ def started(
 
 
 @contextmanager
-def restoring(source: Path, target: str | Path, *options: str, prefix: Sequence[str] = ()) -> Iterator[Running]:
+def restoring(source: str | Path, target: str | Path, *options: str, prefix: Sequence[str] = ()) -> Iterator[Running]:
     """Start `asr restore` without a question."""
     words = ("--source", source, "--target", target, "--erase", "--noprompt", *options)
-    with started("restore", *words, directory=source.parent, prefix=prefix) as run:
+    with (
+        tempfile.TemporaryDirectory(dir=source.parent if isinstance(source, Path) else None) as here,
+        started("restore", *words, directory=Path(here), prefix=prefix) as run,
+    ):
         yield run
 
 

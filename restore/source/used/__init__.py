@@ -82,11 +82,12 @@ def used_blocks(of: Opened, note: Callable[[str], None]) -> UsedBlocks | None:
 
     Returns:
         None where nothing is known of any volume.
-
-    Raises:
-        OSError: its first blocks cannot be read.
     """
-    volumes = _volumes(of)
+    try:
+        volumes = _volumes(of)
+    except OSError as error:  # a bad sector must not keep the others from being read
+        note(f"{of.name} cannot be read where it says what it holds ({error.strerror}), so all of it counts as used")
+        return None
     if os.geteuid() != 0 and any(volume.kind not in _SILENT for volume in volumes):
         note(f"{of.name}: only root can find out which blocks its file systems use, so all of it counts as used")
         return None
