@@ -96,7 +96,7 @@ def test_replaced_midway(web: Nginx, target: Path) -> None:
 def test_the_server_stands_still(web: Nginx, target: Path) -> None:
     """Who loses patience is not held up by it."""
     with Meddler(web.port) as meddler:
-        meddler.rate = 5 * MIB
+        meddler.rate = 3 * MIB
         url = f"http://127.0.0.1:{meddler.port}/image"
         words = ("restore", "--source", url, "--target", target, "--erase", "--noprompt")
         with started(*words, directory=target.parent) as running:
