@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import stat
 import tempfile
@@ -65,6 +66,7 @@ async def shrunk(
     *,
     form: str = "raw",
     offset: int = 0,
+    name: str | None = None,
 ) -> AsyncIterator[Shrunk]:
     """Make a file system smaller than its target; the image lasts as long as the context.
 
@@ -76,16 +78,14 @@ async def shrunk(
         report: is told.
         form: the source's format, as qemu-img names it.
         offset: where in the decoded source the volume begins, in bytes.
+        name: of the source for people, where that is not what it lies in.
 
     Raises:
         Refused: it cannot be made so small; one line with the sizes.
         RestoreError: its tools failed.
     """
-    if kind not in SHRINKABLE:
-        raise Refused(
-            f"{source} has {format_size(size)} and the target {format_size(target_size)}: "
-            f"{kind or 'what is on it'} cannot be made smaller; only ext2, ext3, ext4, btrfs and ntfs can"
-        )
+    name = source if name is None else name
+    check_shrinkable(name, kind, size, target_size)
     new_size = target_size // _BLOCK * _BLOCK
     with tempfile.TemporaryDirectory(prefix="asr-shrink-") as directory:
         overlay = Path(directory) / "overlay.qcow2"
@@ -105,11 +105,25 @@ async def shrunk(
         ]
         await asyncio.to_thread(tools.run, list(map(str, create)))
         report.begin(f"Making {kind} fit")
-        arguments = {"overlay": str(overlay), "source": source, "kind": kind, "size": new_size}
+        arguments = {"overlay": str(overlay), "name": name, "kind": kind, "size": new_size}
         await in_private("restore.fit.shrink:shrink_in_private", arguments, report)
         await asyncio.to_thread(tools.run, ["qemu-img", "resize", "-q", "--shrink", str(overlay), str(new_size)])
         report.done()
         yield Shrunk(overlay, "qcow2", new_size)
+
+
+def check_shrinkable(name: str, kind: str, size: int, target_size: int) -> None:
+    """See that a file system is of a kind that can be made smaller; the sizes are to be told.
+
+    Raises:
+        Refused: it is not, or this is not root.
+    """
+    sizes = f"{name} has {format_size(size)} and the target {format_size(target_size)}"
+    if kind not in SHRINKABLE:
+        what = kind or "what is on it"
+        raise Refused(f"{sizes}: {what} cannot be made smaller; only ext2, ext3, ext4, btrfs and ntfs can")
+    if os.geteuid() != 0:
+        raise Refused(f"{sizes}: only root can make its {kind} smaller")
 
 
 def _backing(source: str, form: str, offset: int, size: int) -> str:
@@ -133,17 +147,17 @@ def _backing(source: str, form: str, offset: int, size: int) -> str:
     return "json:" + json.dumps({"driver": "raw", "offset": offset, "size": size, "file": lower})
 
 
-def shrink_in_private(report: Report, directory: Path, *, overlay: str, source: str, kind: str, size: int) -> None:
+def shrink_in_private(report: Report, directory: Path, *, overlay: str, name: str, kind: str, size: int) -> None:
     """What `shrunk` does, in the private process."""
     with opened(overlay, read_only=False, form="qcow2") as under:
         if kind == "btrfs":
-            _shrink_btrfs(under, directory, source, size)
+            _shrink_btrfs(under, directory, name, size)
             return
         with loop(under) as device, uninterrupted():
             if kind in EXT:
-                _shrink_ext(under, device, source, size)
+                _shrink_ext(under, device, name, size)
             else:
-                _shrink_ntfs(device, source, size)
+                _shrink_ntfs(device, name, size)
 
 
 def _refuse(source: str, kind: str, minimum: int, size: int) -> None:

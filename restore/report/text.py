@@ -18,6 +18,7 @@ class TextReport:
         self._out = out
         self._errors = errors
         self._open = False  # a line has been begun
+        self._phase = ""
         self._current: str | None = None
         self._waiting: dict[str, tuple[int, int]] = {}
         self._full: set[str] = set()
@@ -26,8 +27,11 @@ class TextReport:
     def begin(self, phase: str) -> None:
         self._end_line()
         self._write(f"  {phase}...")
+        self._phase = phase
 
     def done(self) -> None:
+        if not self._open:  # something was noted meanwhile
+            self._write(f"  {self._phase}...")
         self._write("done\n")
 
     def progress(self, phase: str, done: int, total: int) -> None:

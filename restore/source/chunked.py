@@ -12,8 +12,13 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from nbd.backend import Extent
+<<<<<<< HEAD
 from restore.source import Chunks, Payload
 from restore.source.storage import interrupt
+=======
+from restore.source import Chunks, Payload, SourceError
+from restore.source.storage import Interruptible
+>>>>>>> main
 
 AHEAD: Final = 32 << 20  # bytes decoded ahead of each reader, or a chunk for each worker where those are larger
 KEPT: Final = 128 << 20  # bytes of decoded chunks, among all readers; what is dropped is decoded again if need be
@@ -57,6 +62,8 @@ class ChunkedSource:
         plain = self._chunks.plain(offset, length)
         if plain is not None:
             return plain
+        if offset + length > self.size:
+            raise SourceError(f"{self.name} ends before byte {offset + length}")
         parts = []
         while length:
             start, end = self._chunks.chunk(offset)
