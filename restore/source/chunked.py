@@ -12,13 +12,8 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from nbd.backend import Extent
-<<<<<<< HEAD
-from restore.source import Chunks, Payload
-from restore.source.storage import interrupt
-=======
 from restore.source import Chunks, Payload, SourceError
 from restore.source.storage import Interruptible
->>>>>>> main
 
 AHEAD: Final = 32 << 20  # bytes decoded ahead of each reader, or a chunk for each worker where those are larger
 KEPT: Final = 128 << 20  # bytes of decoded chunks, among all readers; what is dropped is decoded again if need be
@@ -105,7 +100,8 @@ class ChunkedSource:
     def close(self) -> None:
         """Stop decoding, and close it."""
         if self._original:
-            interrupt(self._chunks)
+            if isinstance(self._chunks, Interruptible):
+                self._chunks.interrupt()
             self._decoded.close()
             self._chunks.close()
 

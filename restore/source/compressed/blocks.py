@@ -15,13 +15,8 @@ from typing import Final, Protocol
 from nbd.backend import Extent
 from nbd.connection import FileRange
 from restore.source import CHUNK_LIMIT
-<<<<<<< HEAD
-from restore.source.compressed.parallel import Job, in_order
-from restore.source.storage import Storage, interrupt
-=======
 from restore.source.compressed.parallel import Job, in_order, workers
 from restore.source.storage import Interruptible, Networked, Storage
->>>>>>> main
 
 UNIT: Final = 1 << 20  # parts that begin in the same one are decoded together
 LARGEST: Final = CHUNK_LIMIT - UNIT  # bytes, decoded, of a part
@@ -205,12 +200,8 @@ class DecodedBlocks:
 
     def interrupt(self) -> None:
         """Have what waits for a server fail now."""
-<<<<<<< HEAD
-        interrupt(self._storage)
-=======
         if isinstance(self._storage, Interruptible):
             self._storage.interrupt()
->>>>>>> main
 
     def close(self) -> None:
         """Close it."""

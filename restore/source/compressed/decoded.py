@@ -8,11 +8,7 @@ from typing import Final
 from nbd.connection import FileRange
 from restore.source.compressed.input import Input
 from restore.source.compressed.parallel import Step, in_order
-<<<<<<< HEAD
-from restore.source.storage import Storage, interrupt
-=======
 from restore.source.storage import Interruptible, Storage
->>>>>>> main
 
 _PIECE: Final = 1 << 20
 
@@ -63,12 +59,8 @@ class DecodedStream:
 
     def interrupt(self) -> None:
         """Have what waits for a server fail now."""
-<<<<<<< HEAD
-        interrupt(self._storage)
-=======
         if isinstance(self._storage, Interruptible):
             self._storage.interrupt()
->>>>>>> main
 
     def close(self) -> None:
         """Close it."""
