@@ -8,13 +8,8 @@ from typing import Final
 
 from nbd.backend import Extent, FileBackend
 from nbd.connection import FileRange
-<<<<<<< HEAD
-from restore.source import Zeroes
-from restore.source.storage import Decoded, InParts, Storage, interrupt
-=======
 from restore.source import SourceError, Zeroes
 from restore.source.storage import Decoded, InParts, Interruptible, Storage
->>>>>>> main
 
 _KOLY: Final = b"koly"  # begins the last 512 bytes of a UDIF image, which tell of all that is before them
 _KOLY_SIZE: Final = 512
@@ -70,7 +65,8 @@ class RawImage:
 
     def interrupt(self) -> None:
         """Have what waits for a server fail now."""
-        interrupt(self._storage)
+        if isinstance(self._storage, Interruptible):
+            self._storage.interrupt()
 
     def close(self) -> None:
         """Close it."""
@@ -113,7 +109,8 @@ class RawStream:
 
     def interrupt(self) -> None:
         """Have what waits for a server fail now."""
-        interrupt(self._storage)
+        if isinstance(self._storage, Interruptible):
+            self._storage.interrupt()
 
     def close(self) -> None:
         """Close it."""
