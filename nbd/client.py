@@ -71,6 +71,7 @@ class Client:
         queries: Sequence[str] = (),
         notify: Callable[[str], None] = lambda message: None,
         describe: Callable[[str], str] = lambda description: description,
+        reconnect: bool = True,
     ) -> None:
         """Connect.
 
@@ -81,6 +82,7 @@ class Client:
             queries: metadata context queries to list; the answers are in `export.contexts`.
             notify: told in one line when a connection is lost and when it is back.
             describe: the part of an export's description that is the same after a reconnect.
+            reconnect: a connection that is lost is made again.
 
         Raises:
             ConnectionLost, OptionRefused, ProtocolError: as for `Connection`.
@@ -90,7 +92,7 @@ class Client:
         self._queries = queries
         self._notify = notify
         self._describe = describe
-        self._aborted = False
+        self._aborted = not reconnect
         self._unflushed: list[Operation] = []
         self._unflushed_bytes = self._unflushed_memory = 0
         self._fruitless = 0

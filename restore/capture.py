@@ -27,7 +27,7 @@ from typing import Final, Literal
 
 from nbd.backend import Extent, measure
 from nbd.connection import FileRange
-from nbd.errors import NBDError, RequestFailed
+from nbd.errors import ConnectionLost, NBDError, RequestFailed
 from restore.errors import Refused, RestoreError, join, say
 from restore.manifest import damage, signature
 from restore.manifest.beside import bmap_path
@@ -367,6 +367,8 @@ class _Capture:
 def _of_the_medium(error: BaseException | None) -> bool:
     """Whether it is a place that cannot be read, rather than a disk or a server that is gone."""
     while error is not None:
+        if isinstance(error, ConnectionLost):  # though it may come of ETIMEDOUT
+            return False
         if isinstance(error, OSError | RequestFailed):
             return error.errno in _MEDIUM
         error = error.__cause__ or error.__context__

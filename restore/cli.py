@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "asr") -> int
     if (text := tell(options, program)) is not None:
         put(sys.stdout, text)
         return 0
-    report = make_report(as_json=options.json, puppetstrings=getattr(options, "puppetstrings", False))
+    report = make_report(as_json=options.json, puppetstrings=options.puppetstrings)
     try:
         import asyncio
 

@@ -64,6 +64,7 @@ class Part:
 
     Attributes:
         checksum: its type, bits and data.
+        head: what else its head is to say than what is right.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Part:
     sectors: int
     runs: list[Run] = field(default_factory=list)
     checksum: tuple[int, int, bytes] = (0, 0, b"")
+    head: dict[str, object] = field(default_factory=dict)
 
 
 def build_dmg(raw: Path, dmg: Path, codec: str = "zlib", *, run: int = RUN_LENGTH, ignore: bool = True) -> list[Part]:
@@ -131,8 +133,8 @@ def plist(parts: Sequence[Part]) -> bytes:
     return plistlib.dumps({"resource-fork": {"blkx": items, "plst": []}}, fmt=plistlib.FMT_XML)
 
 
-def mish(part: Part, **changed: object) -> bytes:
-    """A block, some of its head's values changed."""
+def mish(part: Part) -> bytes:
+    """A block, head and runs."""
     values: dict[str, object] = {
         "signature": MISH_SIGNATURE,
         "version": 1,
@@ -158,7 +160,7 @@ def mish(part: Part, **changed: object) -> bytes:
         )
         for run in part.runs
     )
-    return bytes(MISH.build(values | changed)) + b"".join(table)
+    return bytes(MISH.build(values | part.head)) + b"".join(table)
 
 
 def koly(**changed: object) -> bytes:

@@ -28,7 +28,7 @@ from restore.source import SourceError, SourceSettings
 from restore.source.export import ExportImage, ExportSource
 from restore.source.storage.file import LocalFile
 from restore.source.virtual import FORMATS, Header, Others, Part, others, vhd_footer
-from restore.source.whole import check_whole
+from restore.source.whole import check_lock, check_whole
 from targetmode.disks.text import printable
 
 CONNECTIONS: Final = 2
@@ -251,19 +251,22 @@ class _Server:
         """A connection to it, as soon as it serves.
 
         Raises:
+            Refused: the image is in use.
             SourceError: it does not come to that; says what it said.
         """
         uri = NBDURI(socket=str(self._socket))
         deadline = time.monotonic() + _START
         while True:
             try:
-                return Client(uri, timeout=settings.timeout)
+                return Client(uri, timeout=settings.timeout, reconnect=False)
             except NBDError as error:
                 early = isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError)
                 if not early:  # it listens before it opens the image
                     self._thread.join(_END)
                 if not self._thread.is_alive():
-                    raise SourceError(f"{self.name}: qemu-nbd: {self._words() or say(error)}") from None
+                    words = self._words() or say(error)
+                    check_lock(self.name, words)
+                    raise SourceError(f"{self.name}: qemu-nbd: {words}") from None
                 if not early or time.monotonic() > deadline:
                     raise SourceError(f"{self.name}: qemu-nbd does not serve it: {error}") from None
             time.sleep(0.005)
@@ -289,7 +292,7 @@ class _Server:
         words = self._words()
         if isinstance(error, RequestFailed):
             return f"{self.name}: {error}{words and f' (qemu-nbd: {words})'}"
-        return f"{self.name}: qemu-nbd failed: {words or error}"
+        return str(self._ended())
 
     def close(self) -> None:
         """End it."""
@@ -326,7 +329,7 @@ class _Server:
             gone(self._ended())
 
     def _ended(self) -> SourceError:
-        return SourceError(f"{self.name}: qemu-nbd has ended: {self._words() or 'it said nothing'}")
+        return SourceError(f"{self.name}: qemu-nbd failed: {self._words() or 'it was ended'}")
 
     def _words(self) -> str:
         """The first of what it said, without the names that only we gave."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from restore import tools
+from restore.errors import Refused
 from restore.source import SourceError
 from restore.source.virtual import Header
 from targetmode.disks.text import printable
@@ -35,7 +36,7 @@ def check_whole(header: Header, image: str, begin: Callable[[Sequence[str]], sub
 
     Raises:
         SourceError: something is not, or the tables are damaged.
-        Refused: qemu-img is not installed.
+        Refused: it is in use, or qemu-img is not installed.
         OSError: it cannot be read.
     """
     if header.form == "vmdk" and header.read(0, 4) == b"KDMV":
@@ -44,6 +45,16 @@ def check_whole(header: Header, image: str, begin: Callable[[Sequence[str]], sub
         _vdi(header)
     elif header.form == "qcow2":
         _qcow2(header, image, begin)
+
+
+def check_lock(name: str, words: str) -> None:
+    """See whether qemu complains that an image is in use by a virtual machine, which has locks of a kind of its own.
+
+    Raises:
+        Refused: it is.
+    """
+    if words.startswith("Failed to get ") and words.endswith(" lock"):
+        raise Refused(f"{name} is being written by another program; stop that first")
 
 
 def _need(header: Header, end: int) -> None:
@@ -103,8 +114,10 @@ def _qcow2(header: Header, image: str, begin: Callable[[Sequence[str]], subproce
         while line := process.stderr.readline(1 << 16):
             text = line.decode("utf-8", "replace").strip()
             if text and not text.startswith(("Leaked cluster", "qemu-img: warning")):
-                said = printable(text.removeprefix("qemu-img: ").removeprefix("ERROR: ").removeprefix("ERROR "))
+                text = text.removeprefix("qemu-img: ").removeprefix(f"Could not open '{image}': ")
+                said = printable(text.removeprefix("ERROR: ").removeprefix("ERROR "))
                 process.kill()
                 break
+    check_lock(header.name, said)
     if said or process.returncode not in (0, _LEAKS, _NO_CHECK):
         raise SourceError(f"{header.name} is damaged: qemu-img check: {said or f'ended with {process.returncode}'}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from contextlib import closing
 from pathlib import Path
 
 from restore.errors import Refused
 from restore.exports import SCHEMES
-from restore.report import Report
+from restore.report import Report, put
 from restore.source.detect import open_image
 from restore.source.spill import attachable
 from restore.verbs.opening import source_settings
@@ -54,7 +55,8 @@ async def info(options: argparse.Namespace, report: Report) -> int:
     image = open_image(options.image, source_settings(options, report))
     with closing(image.source) as source:
         found = describe(source, options.image, image.format, options.verify_signature)
-    print(found.as_plist() if options.plist else found.as_json() if options.json else found.as_text())
+    text = found.as_plist() if options.plist else found.as_json() if options.json else found.as_text()
+    put(sys.stdout, text.rstrip("\n") + "\n")
     return 0
 
 

@@ -21,6 +21,7 @@ from blake3 import blake3
 
 from nbd.backend import Extent
 from nbd.client import Client
+from nbd.errors import ConnectionLost
 from nbd.uri import NBDURI
 from restore import capture as capture_module
 from restore.capture import CaptureSettings, Reread, capture
@@ -232,6 +233,28 @@ def test_a_disk_that_is_gone(tmp_path: Path) -> None:
     with failing_disk(tmp_path / "disk", 0) as device, pytest.raises(RestoreError) as caught:
         captured(device, tmp_path / "disk.img")
     assert str(caught.value) == f"nothing of {device} could be read"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk"]
+
+
+def test_a_server_that_is_gone(tmp_path: Path) -> None:
+    """Is not a bad sector, whatever the network calls it."""
+    data = make_disk(tmp_path / "disk", 4 * MIB)
+
+    class Gone(Export):
+        def __init__(self) -> None:
+            self.size = len(data)
+
+        def read(self, offset: int, length: int) -> bytes:
+            if offset < 2 * MIB:
+                return data[offset : offset + length]
+            try:
+                raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+            except OSError:
+                raise ConnectionLost("nbd://there: Connection timed out") from None
+
+    gone = Gone()
+    with pytest.raises(ConnectionLost):
+        captured(ChunkedSource(RawImage(gone, len(data))), tmp_path / "disk.img", reread=gone.read)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk"]
 
 

@@ -55,7 +55,7 @@ class Directory:
         self.path = path
         self._names = sorted(entry.name for entry in path.iterdir())
         for name, how in _ENCRYPTED.items():
-            if name in self._names:
+            if name in self._names and not self._readable("parts"):
                 raise Refused(f"{path} is encrypted with {how}; mount it and restore from there")
         self.disks = self._words("disk")
         self.partitions = self._words("parts")
@@ -144,6 +144,10 @@ class Directory:
         for name, how in _VOLUMES.items():
             if f"/dev/{partition}" in self.text(name).split():
                 raise Refused(f"{self.path}: {partition} held {how} volumes, which asr cannot restore; use Clonezilla")
+
+    def _readable(self, name: str) -> bool:
+        """Whether a file is there and is text: a mounted directory may show its own `ecryptfs.info`."""
+        return self.has(name) and "\0" not in self.text(name) and "\N{REPLACEMENT CHARACTER}" not in self.text(name)
 
     def _words(self, name: str) -> tuple[str, ...]:
         """What a file lists, as parts of file names."""

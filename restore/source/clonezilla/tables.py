@@ -24,7 +24,7 @@ from targetmode.disks.table import read_table
 
 _CODE: Final = 446  # bytes of a boot record before its partition records
 _GPT_LIMIT: Final = 2 << 20
-_HIDDEN_LIMIT: Final = 1 << 30  # bytes between the MBR and the first partition; Clonezilla keeps 15 MiB by default
+_HIDDEN_LIMIT: Final = 1 << 30  # bytes between the MBR and the first partition; Clonezilla keeps no more either
 _LINK: Final = 0x05  # type of the record that leads to the next extended boot record
 
 
@@ -78,7 +78,7 @@ def read_tables(directory: Directory, disk: str, layout: Layout) -> Tables:
 def _mbr(directory: Directory, disk: str, layout: Layout) -> Tables:
     sector_size = layout.sector_size
     ends = [entry.start + entry.sectors for entry in layout.entries]
-    sectors = layout.sectors or max(ends, default=0)
+    sectors = max([layout.sectors or 0, *ends])  # old versions of parted told the last sector, not how many
     record = directory.data(f"{disk}-mbr", 512)
     if not mbr.has_boot_signature(record):
         raise Refused(f"{directory.path}/{disk}-mbr is no boot record")

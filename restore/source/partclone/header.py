@@ -20,6 +20,7 @@ MIN_BLOCK: Final = 512
 MAX_BLOCK: Final = 64 << 20  # bytes; as in partclone
 MAX_BLOCK_1: Final = 1 << 20  # bytes; version 0001 knew no larger ones than 64 KiB
 MAX_BITMAP: Final = 1 << 30  # bytes; enough for 32 TiB in blocks of 4 KiB
+MAX_IMPLIED: Final = 16 << 20  # bytes of a bitmap that is not there, as all blocks are in use
 MAX_SIZE: Final = (1 << 63) - 1
 
 HEADER_1: Final = Struct(
@@ -254,6 +255,7 @@ def _checked(header: Header, fields: Any, name: str) -> Header:
         raise SourceError(f"{name}: {fields.used_blocks} blocks in use of {header.total_blocks} cannot be")
     if header.size > MAX_SIZE:
         raise SourceError(f"{name}: a file system of {header.size} bytes cannot be")
-    if max(-(-header.total_blocks // 8), header.bitmap_size) > MAX_BITMAP:
+    most = MAX_IMPLIED if header.bitmap is BitmapMode.NONE else MAX_BITMAP
+    if max(-(-header.total_blocks // 8), header.bitmap_size) > most:
         raise SourceError(f"{name}: a bitmap of {header.total_blocks} blocks is larger than can be read")
     return header

@@ -79,6 +79,10 @@ class Door(Protocol):
         """Connect and open the file; raises `Gone`, `Forbidden`, `Refused`, or what is `lost`."""
         ...
 
+    def close(self) -> None:
+        """Let go of what connections share; they are closed."""
+        ...
+
 
 class RemoteStorage:
     """A file on a server: `Storage`."""
@@ -100,19 +104,26 @@ class RemoteStorage:
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()
         try:
-            first = self._connect()
-        except (Gone, Forbidden) as error:
-            if isinstance(error, Gone):
-                raise Missing(f"{self.name}: the server has no such file; check the URL") from None
-            raise Refused(f"{self.name}: {error}") from None
-        except self._door.lost as error:
-            raise Refused(f"{self.name}: the server cannot be reached: {_text(error)}") from None
+            first = self._first()
+        except BaseException:
+            self._door.close()
+            raise
         self._version, self.size = first.version, first.size
         self._idle.append(first)
         self._ahead = ReadAhead(self._fetch, self.size, self.connections, piece=self._door.piece)
         if not self.size:
             self.close()
             raise Refused(f"{self.name} is empty")
+
+    def _first(self) -> Connection:
+        try:
+            return self._connect()
+        except Gone:
+            raise Missing(f"{self.name}: the server has no such file; check the URL") from None
+        except Forbidden as error:
+            raise Refused(f"{self.name}: {error}") from None
+        except self._door.lost as error:
+            raise Refused(f"{self.name}: the server cannot be reached: {_text(error)}") from None
 
     @property
     def connections(self) -> int:
@@ -163,6 +174,7 @@ class RemoteStorage:
         self._ahead.close()
         for connection in [*self._all]:
             self._drop(connection)
+        self._door.close()
 
     def _fetch(self, offset: int, length: int) -> bytes:
         parts: list[bytes] = []

@@ -19,6 +19,7 @@ from restore.source.storage.address import Address
 from restore.source.storage.remote import Changed, Forbidden, Gone
 
 _CONNECT: Final = 20.0  # seconds
+_POOL: Final = 64  # connections at most
 _LOGIN: Final = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 
 
@@ -28,6 +29,10 @@ class S3:
     piece = 4 << 20
     lost = (OSError, EOFError, BotoCoreError, aiohttp.ClientError)
 
+    def __init__(self) -> None:
+        """Prepare."""
+        self._fs: Any = None  # shared by all connections: it takes long to be made, and has a pool of real ones
+
     def connect(self, address: Address, timeout: float) -> _Object:
         """Look the object up."""
         if address.user is not None:
@@ -35,11 +40,30 @@ class S3:
         key = unquote(address.path).lstrip("/")
         if not key:
             raise Refused(f"{address}: this URL names a bucket and no object in it")
-        # Trying again is done by who asks, with a word about it.
-        limits = {"connect_timeout": min(timeout, _CONNECT), "read_timeout": timeout, "retries": {"max_attempts": 1}}
-        fs = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False, config_kwargs=limits)
-        fs.retries = 1
-        return _Object(fs, address.host, key)
+        if self._fs is None:
+            self._fs = _filesystem(timeout)
+        return _Object(self._fs, address.host, key)
+
+    def close(self) -> None:
+        """Hang up."""
+        fs, self._fs = self._fs, None
+        if fs is not None and fs._s3 is not None:
+            client, fs._s3 = fs._s3, None  # so that nothing is left to be closed when it is collected
+            with suppress(Exception):
+                asyncio.run_coroutine_threadsafe(client.close(), fs.loop).result(1.0)
+
+
+def _filesystem(timeout: float) -> Any:
+    # Trying again is done by who asks, with a word about it.
+    limits = {
+        "connect_timeout": min(timeout, _CONNECT),
+        "read_timeout": timeout,
+        "retries": {"max_attempts": 1},
+        "max_pool_connections": _POOL,
+    }
+    fs = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False, config_kwargs=limits)
+    fs.retries = 1
+    return fs
 
 
 class _Object:
@@ -79,11 +103,6 @@ class _Object:
 
     def close(self) -> None:
         self.cut()
-        client = self._fs._s3
-        if client is not None:
-            with suppress(Exception):
-                asyncio.run_coroutine_threadsafe(client.close(), self._fs.loop).result(1.0)
-            self._fs._s3 = None  # nothing is left to be closed when it is collected
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Do something in the library's own loop; errors that mean something become ours."""

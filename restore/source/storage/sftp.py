@@ -1,6 +1,7 @@
 """`sftp://[USER@]HOST/PATH` by paramiko: keys, agent, `known_hosts` and `config` as ssh has them.
 
-Not by fsspec, which trusts every host key that it does not know, and asks for one small block at a time.
+Not by fsspec, which trusts every host key that it does not know, and asks for one small block at a time. Nor by
+paramiko's own reading ahead, whose threads end in a traceback with the connection: several connections do that.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from restore.source.storage.remote import Forbidden, Gone
 
 _KNOWN: Final = (Path("/etc/ssh/ssh_known_hosts"),)
 _CONNECT: Final = 20.0  # seconds
+_REQUEST: Final = 255 << 10  # bytes; OpenSSH answers no larger ones
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # what it logs it raises as well
 
@@ -47,6 +49,7 @@ class SFTP:
             with suppress(FileNotFoundError):
                 client.load_system_host_keys(str(path))
         client.load_system_host_keys()
+        connected = False
         limit = min(timeout, _CONNECT)
         keys = [str(Path(name).expanduser()) for name in _listed(settings, "identityfile")]
         where = f"[{host}]:{port}" if port != 22 else host
@@ -62,7 +65,9 @@ class SFTP:
                 auth_timeout=limit,
                 channel_timeout=limit,
             )
-            return _File(client, unquote(address.path), timeout)
+            opened = _File(client, unquote(address.path), timeout)
+            connected = True
+            return opened
         except _UnknownHost as error:
             raise Refused(
                 f"{address}: the host key of {where} is not known ({error}); compare it, and put it into "
@@ -73,7 +78,9 @@ class SFTP:
                 f"{address}: the host key of {where} is not the one in known_hosts; if it was replaced: "
                 f"ssh-keygen -R '{where}'"
             ) from None
-        except paramiko.AuthenticationException:
+        except paramiko.SSHException as error:
+            if not isinstance(error, paramiko.AuthenticationException) and "No auth" not in str(error):
+                raise
             raise Forbidden(
                 f"the server does not let {user!r} in; put a key into ssh-agent or ~/.ssh, or a password into ~/.netrc"
             ) from None
@@ -81,9 +88,12 @@ class SFTP:
             raise Gone from None
         except PermissionError:
             raise Forbidden(f"the server does not let {user!r} read it; check its permissions there") from None
-        except BaseException:
-            client.close()
-            raise
+        finally:
+            if not connected:
+                client.close()
+
+    def close(self) -> None:
+        """Nothing is shared."""
 
 
 class _File:
@@ -96,12 +106,13 @@ class _File:
         if channel is not None:
             channel.settimeout(timeout)
         self.version = self.look()
-        self._file = self._sftp.open(path, "rb")
+        self._file = self._sftp.open(path, "rb", bufsize=0)
+        self._file.MAX_REQUEST_SIZE = _REQUEST
         self.size = int(str(self.version[0]))
 
     def read(self, offset: int, length: int) -> bytes:
-        (data,) = self._file.readv([(offset, min(length, self.size - offset))])
-        return bytes(data)
+        self._file.seek(offset)
+        return self._file.read(min(length, self.size - offset))
 
     def look(self) -> tuple[object, ...]:
         found = self._sftp.stat(self._path)

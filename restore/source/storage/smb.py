@@ -5,6 +5,7 @@ Its `smbclient` is used as it is, with connections of our own: fsspec shares one
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from urllib.parse import unquote
 
 import smbclient
 import smbprotocol.exceptions as errors
+from smbprotocol.header import NtStatus
 
 from restore.errors import Refused
 from restore.source.storage.address import Address, Credentials
@@ -20,6 +22,7 @@ from restore.source.storage.remote import Forbidden, Gone
 
 _CONNECT: Final = 20  # seconds
 _LOGIN: Final = "put user name and password into ~/.netrc, or into a file that SMB_CREDENTIALS names"
+_DENIED: Final = "the server does not let it be read; check its permissions there"
 
 logging.getLogger("smbprotocol").addHandler(logging.NullHandler())  # what it logs it raises as well
 
@@ -38,6 +41,7 @@ class SMB:
         name = "\\".join(("", "", address.host, share, *path.split("/")))
         credentials = _credentials(address)
         cache: dict[str, Any] = {}
+        connected = False
         options: dict[str, Any] = {"port": address.port, "connection_cache": cache}
         try:
             smbclient.register_session(
@@ -47,26 +51,29 @@ class SMB:
                 connection_timeout=min(int(timeout) or 1, _CONNECT),
                 **options,
             )
-            return _File(name, options)
-        except (errors.LogonFailure, errors.SMBAuthenticationError, errors.AccessDenied) as error:
-            _end(cache)
-            if isinstance(error, errors.AccessDenied):
-                raise Forbidden("the server does not let it be read; check its permissions there") from None
+            opened = _File(name, options)
+            connected = True
+            return opened
+        except errors.AccessDenied:
+            raise Forbidden(_DENIED) from None
+        except (errors.LogonFailure, errors.SMBAuthenticationError):
             if credentials is None:
                 raise Forbidden(f"the server wants a user name and password; {_LOGIN}") from None
             raise Forbidden("the server does not accept the user name and password") from None
-        except errors.BadNetworkName:
-            _end(cache)
-            raise Forbidden(f"the server has no share {share!r}; check the URL") from None
-        except FileNotFoundError:
-            _end(cache)
-            raise Gone from None
-        except PermissionError:
-            _end(cache)
-            raise Forbidden("the server does not let it be read; check its permissions there") from None
-        except BaseException:
-            _end(cache)
+        except errors.SMBOSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR) or error.ntstatus == NtStatus.STATUS_BAD_NETWORK_NAME:
+                raise Gone from None
+            if error.ntstatus == NtStatus.STATUS_SHARING_VIOLATION:
+                raise Forbidden("it is being written by another program; stop that first") from None
+            if error.ntstatus == NtStatus.STATUS_ACCESS_DENIED:
+                raise Forbidden(_DENIED) from None
             raise
+        finally:
+            if not connected:
+                _end(cache)
+
+    def close(self) -> None:
+        """Nothing is shared."""
 
 
 class _File:
@@ -95,6 +102,8 @@ class _File:
     def close(self) -> None:
         try:
             self._file.close()
+        except Exception:
+            self._file.fd._connected = False  # its connection is lost: nothing is left to be closed on the other side
         finally:
             _end(self._options["connection_cache"])
 

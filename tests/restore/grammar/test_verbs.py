@@ -118,8 +118,7 @@ def test_what_is_said(words: str, name: str, value: object) -> None:
 WRONG = [
     *((f"restore -s x -t y {words}", f"{words.split()[0]} is for a block copy, which replaces all that is on the "
        "target: say --erase if that is meant, or leave it out")
-      for words in ("--delta", "--keep-unmapped", "--keep-table", "--grow", "--new-ids", "--hostname lab-7",
-                    "--max-rate 1M")),
+      for words in ("--delta", "--keep-unmapped", "--keep-table", "--grow", "--new-ids", "--hostname lab-7")),
     ("restore -s x -t y --erase --grow --keep-table",
      "--grow needs the partition table that --keep-table leaves alone: leave one of them out"),
     ("restore -s x -t y --erase --source-partition 1",

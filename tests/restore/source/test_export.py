@@ -28,42 +28,22 @@ from restore.capture import CaptureSettings, capture
 from restore.errors import Refused, RestoreError
 from restore.manifest.damage import map_path, read_map
 from restore.report.text import TextReport
-from restore.source import Source, SourceError, SourceSettings
+from restore.source import SourceError, SourceSettings
 from restore.source.detect import open_image
 from restore.source.export import ExportSource, _Runs
-from restore.source.payload import as_memory
 from restore.target.remote import RemoteTarget
 from tests.restore.engine import MIB, failed, nbd_server, nbdkit, qemu_nbd, restore, started, succeeded, verify
+from tests.restore.source.exported import SIZE, disk_with_holes, read_all
 from tests.serving import Serving, kill_all, pattern, serving
 from tests.support import assert_same_bytes, examples, free_port, wait_until
 
-SIZE: Final = 13 * MIB
 SERVERS: Final = ("builtin", "builtin nbdkit", "nbdkit", "nbdkit blocks", "nbdkit mute", "qemu-nbd", "nbd-server")
-
-
-def disk_with_holes(path: Path, size: int = SIZE) -> bytes:
-    """Data in its first 3 MiB, 4 KiB at 5 MiB, and from 9 MiB on; holes between."""
-    data = bytearray(size)
-    for start, end in ((0, 3 * MIB), (5 * MIB, 5 * MIB + 4096), (9 * MIB, size)):
-        data[start:end] = pattern(end - start, start)
-    with path.open("wb") as file:
-        file.truncate(size)
-        for start, end in ((0, 3 * MIB), (5 * MIB, 5 * MIB + 4096), (9 * MIB, size)):
-            file.seek(start)
-            file.write(data[start:end])
-    return bytes(data)
 
 
 def opened(uri: str, **settings: object) -> ExportSource:
     source = open_image(uri, SourceSettings(**settings)).source  # type: ignore[arg-type]
     assert isinstance(source, ExportSource)
     return source
-
-
-def read_all(source: Source) -> bytes:
-    assert source.size is not None
-    pieces = ((at, min(MIB, source.size - at)) for at in range(0, source.size, MIB))
-    return b"".join(as_memory(source.payload(at, length), length, source.name) for at, length in pieces)
 
 
 @pytest.fixture

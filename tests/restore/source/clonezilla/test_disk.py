@@ -6,6 +6,7 @@ Debian packages: partclone fdisk gdisk parted dosfstools mtools e2fsprogs util-l
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -33,7 +34,7 @@ from tests.restore.source.clonezilla.images import (
     save_disk,
 )
 from tests.serving import run
-from tests.support import assert_same_bytes
+from tests.support import assert_same_bytes, loop_device
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,34 @@ def test_a_whole_disk(saved: dict[str, Saved], tmp_path: Path, scheme: str) -> N
                 checked(part, kind)
     # This is more than Clonezilla promises, and holds as all of this was made on disks of zeroes.
     run("cmp", target, made.disk)
+
+
+def test_sectors_of_4096_bytes(tmp_path: Path) -> None:
+    """Of such a disk `dd` keeps the first entries of the GPT only; those behind them are empty."""
+    image, directory = tmp_path / "disk.img", tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(SIZE)
+    directory.mkdir()
+    script = "label: gpt\nstart=256, size=512, type=21686148-6449-6E6F-744E-656564454649\n"
+    with loop_device(image, sector=4096) as loop:
+        run("sfdisk", "--quiet", loop, stdin=script)
+        for name, command in {"pt.sf": ("sfdisk", "-d"), "pt.parted": ("parted", "-s")}.items():
+            words = ("unit", "s", "print") if name == "pt.parted" else ()
+            text = run(*command, loop, *words).out.replace(f"{loop}p", "/dev/sda").replace(str(loop), "/dev/sda")
+            (directory / f"sda-{name}").write_text(text)
+    content = random.Random(9).randbytes(2 * MIB)
+    run("dd", f"if={image}", f"of={directory}/sda-gpt-1st", "bs=512", "count=34")
+    run("dd", f"if={image}", f"of={directory}/sda-mbr", "bs=512", "count=1")
+    (directory / "sda1.dd-ptcl-img.uncomp").write_bytes(content)
+    (directory / "parts").write_text("sda1\n")
+    (directory / "disk").write_text("sda\n")
+    target = restored(directory, tmp_path / "target")
+    with image.open("r+b") as file:
+        file.seek(MIB)
+        file.write(content)
+    run("cmp", image, target)
+    with loop_device(target, sector=4096) as loop:
+        assert "No problems found" in run("sgdisk", "-v", loop).out
 
 
 def test_a_partition_of_it(saved: dict[str, Saved], tmp_path: Path) -> None:
@@ -309,6 +338,8 @@ def test_kinds_that_cannot_be_read(copy: Path) -> None:
     (copy / "sda3.xfs-ptcl-img.gz").rename(copy / "sda3.ext4-ptcl-img.gz.aa")
     assert refusal(copy) == f"{copy}/sda3.ext4-ptcl-img.gz is there both whole and split"
     (copy / "ecryptfs.info").write_text("disk_of_img=sda\n")
+    assert "is encrypted" not in refusal(copy)  # it is mounted, and can be read
+    (copy / "parts").write_bytes(bytes(100))
     assert refusal(copy) == f"{copy} is encrypted with eCryptfs; mount it and restore from there"
 
 

@@ -50,6 +50,7 @@ def test_a_device_smaller_than_its_file_system() -> None:
         ({"total": 0}, "x is of a file system without blocks"),
         ({"used": 101}, "x: 101 blocks in use of 100 cannot be"),
         ({"device": 1 << 63}, "x: a file system of 9223372036854775808 bytes cannot be"),
+        ({"total": 1 << 28, "bitmap": 0}, "x: a bitmap of 268435456 blocks is larger than can be read"),
         ({"total": 1 << 34}, "x: a bitmap of 17179869184 blocks is larger than can be read"),
     ],
 )

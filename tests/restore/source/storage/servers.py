@@ -332,7 +332,7 @@ def smbd(directory: Path, user: str, password: str) -> Iterator[Share]:
     for name in ("private", "lock", "state", "cache", "pid", "ncalrpc"):
         (directory / name).mkdir()
     run("smbpasswd", "-c", config, "-L", "-a", "-s", user, stdin=f"{password}\n{password}\n")
-    command: list[str | Path] = [f"{_SBIN}/smbd", "--foreground", "--no-process-group", "-s", config]
+    command: list[str | Path] = [f"{_SBIN}/smbd", "--foreground", "-s", config]
     with running(command, ready=lambda: listens(port)):
         yield Share(files, port)
 
