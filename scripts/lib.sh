@@ -20,14 +20,17 @@ readonly PACKAGES_TEST=(
   bzip2 lz4 pbzip2 pigz tabix xz-utils zstd
   zsh fish man-db groff-base
   nginx-light samba openssh-server
-  partclone exfat-fuse f2fs-tools
+  exfat-fuse f2fs-tools
 )
 
 # shellcheck disable=SC2034  # read by scripts/demo
 readonly PACKAGES_DEMO=("${PACKAGES_RUN[@]}" mmdebstrap fdisk dosfstools mtools e2fsprogs util-linux mount libnbd-bin)
 
 # shellcheck disable=SC2034  # read by scripts/bench
-readonly PACKAGES_BENCH=("${PACKAGES_RUN[@]}" nbdkit libnbd-bin qemu-utils fio)
+readonly PACKAGES_BENCH=(
+  "${PACKAGES_RUN[@]}" nbdkit libnbd-bin qemu-utils fio
+  7zip zstd curl nginx-light partclone bmap-tools e2fsprogs util-linux
+)
 
 # ---- talking --------------------------------------------------------------------------------------------------------
 

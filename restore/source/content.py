@@ -10,7 +10,7 @@ from restore.source import Source, SourceSettings, virtual
 from restore.source.chunked import ChunkedSource
 from restore.source.compressed import HEAD, decompressed, sniff
 from restore.source.raw import RawImage, RawStream
-from restore.source.storage import Networked, Storage
+from restore.source.storage import InParts, Networked, Storage
 from restore.source.storage.file import LocalFile
 from restore.source.stream import StreamSource
 
@@ -24,15 +24,20 @@ _FOREIGN: Final = {
 def unpacked(storage: Storage, wanted: str | None = None) -> tuple[Storage, str | None]:
     """What is compressed in a storage, and how; the storage itself and None where it is not.
 
+    A UDIF image is not, though it may begin with a run that is an .xz or bzip2 stream as any other.
+
     Args:
         storage: it.
         wanted: how it is compressed, where that is known.
 
     Raises:
+        Refused: it is a disk image of the Mac that cannot be read.
         SourceError: it is damaged.
         OSError: it cannot be read.
     """
     name = wanted or sniff(_head(storage))
+    if wanted is None and name is not None and _is_udif(storage):
+        name = None
     return (storage, None) if name is None else (decompressed(storage, name), name)
 
 
@@ -50,9 +55,7 @@ def told(storage: Storage) -> str:
     if first.startswith(_PARTCLONE):
         return "partclone"
     if storage.seekable and storage.size is not None:
-        from restore.source.udif import is_udif
-
-        if is_udif(storage):
+        if _is_udif(storage):
             return "udif"
         return virtual.sniff(storage.read, storage.size) or "raw"
     return virtual.sniff(lambda offset, length: first[offset : offset + length], len(first)) or "raw"
@@ -72,7 +75,8 @@ def open_format(storage: Storage, name: str, settings: SourceSettings) -> Source
         from restore.source.partclone.image import PartcloneImage
         from restore.source.partclone.stream import PartcloneStream
 
-        if size is not None:
+        # Parts decoded each by itself are larger than what is wanted of them at a time: they are best streamed.
+        if size is not None and not isinstance(storage, InParts):
             return ChunkedSource(PartcloneImage(storage, size), workers=workers)
         return StreamSource(PartcloneStream(storage))
     if name in virtual.FORMATS:
@@ -92,6 +96,12 @@ def open_format(storage: Storage, name: str, settings: SourceSettings) -> Source
     if size is not None:
         return ChunkedSource(RawImage(storage, size), workers=workers)
     return StreamSource(RawStream(storage))
+
+
+def _is_udif(storage: Storage) -> bool:
+    from restore.source.udif import is_udif
+
+    return storage.seekable and storage.size is not None and is_udif(storage)
 
 
 def _no_file(storage: Storage, name: str) -> Refused:

@@ -45,7 +45,7 @@ def open_qemu(file: LocalFile, form: str, settings: SourceSettings) -> ExportSou
     """Open an image in one of qemu's formats.
 
     Args:
-        file: it; taken over, and closed also where this fails.
+        file: it; taken over unless this fails.
         form: one of `virtual.FORMATS`.
         settings: how.
 
@@ -54,7 +54,6 @@ def open_qemu(file: LocalFile, form: str, settings: SourceSettings) -> ExportSou
         SourceError: it is damaged.
     """
     with ExitStack() as stack:
-        stack.callback(file.close)
         files = [file]
         node = _Nodes(files, stack, allowed=settings.allow_backing).node(file, form)
         number = settings.connections or CONNECTIONS
@@ -62,7 +61,10 @@ def open_qemu(file: LocalFile, form: str, settings: SourceSettings) -> ExportSou
         stack.callback(server.close)
         clients = [server.connect(settings) for _ in range(number)]
         server.hide()
-        image = _QemuImage(clients, server, files, stack.pop_all())
+        opened = ExitStack()
+        opened.callback(file.close)  # last
+        opened.push(stack.pop_all())
+        image = _QemuImage(clients, server, files, opened)
     return ExportSource(image, number)
 
 

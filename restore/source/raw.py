@@ -8,9 +8,11 @@ from typing import Final
 
 from nbd.backend import Extent, FileBackend
 from nbd.connection import FileRange
-from restore.source import Zeroes
+from restore.source import SourceError, Zeroes
 from restore.source.storage import Decoded, InParts, Interruptible, Storage
 
+_KOLY: Final = b"koly"  # begins the last 512 bytes of a UDIF image, which tell of all that is before them
+_KOLY_SIZE: Final = 512
 _CHUNK: Final = 4 << 20  # bytes read at a time where the kernel cannot send them from where they are
 
 
@@ -83,11 +85,17 @@ class RawStream:
         self._passed = 0
 
     def decode(self) -> Iterator[bytes | Zeroes]:
-        """As it comes."""
+        """As it comes. What shows at its end to be a UDIF image was none, and fails then, before it may look right."""
         self._passed = 0
+        last = b""
         for piece in self._storage.stream():
             self._passed += len(piece)
+            last = bytes(piece[-_KOLY_SIZE:]) if len(piece) >= _KOLY_SIZE else (last + piece)[-_KOLY_SIZE:]
             yield piece
+        if len(last) == _KOLY_SIZE and last.startswith(_KOLY):
+            raise SourceError(
+                f"{self.name} is a udif image, which has to be a file: copy it, decompressed, to one first"
+            )
 
     def fraction(self) -> float:
         """Of what is stored, or of its size where that is known."""

@@ -61,8 +61,10 @@ class LocalFile:
             raise RestoreError(f"{self.name} was changed meanwhile; stop what writes it first")
 
     def close(self) -> None:
-        """Close it."""
-        os.close(self.fd)
+        """Close it; more than once does no harm."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _current_state(self) -> tuple[int, int]:
         status = os.fstat(self.fd)

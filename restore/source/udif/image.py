@@ -10,7 +10,7 @@ from typing import Final
 from nbd.backend import Extent
 from nbd.connection import FileRange
 from restore.source import SourceSettings
-from restore.source.storage import Storage
+from restore.source.storage import Interruptible, Storage
 from restore.source.udif import codecs
 from restore.source.udif.checksum import Checksums, DifferentData
 from restore.source.udif.format import SECTOR, RunType
@@ -102,6 +102,11 @@ class UdifImage:
     def check_unchanged(self) -> None:
         """As the storage tells."""
         self._storage.check_unchanged()
+
+    def interrupt(self) -> None:
+        """Have what waits for a server fail now."""
+        if isinstance(self._storage, Interruptible):
+            self._storage.interrupt()
 
     def close(self) -> None:
         """Close the storage."""

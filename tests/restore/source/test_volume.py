@@ -189,9 +189,7 @@ def test_failure(device: Path, tmp_path: Path) -> None:
     small.write_bytes(bytes(MIB))
     with mounted(device, tmp_path / "where", "noatime") as where:
         before = row_of(where)
-        size = 64 * MIB
-        said = failed(restore(where, small))
-        assert said == f"{small} is too small: it has {MIB} bytes (1.0 MiB), {device} has {size} (64.0 MiB)"
+        assert failed(restore(where, small)).endswith("the target has 1.0 MiB")
         assert same_mount(row_of(where), before)
 
 

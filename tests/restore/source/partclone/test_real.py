@@ -126,6 +126,17 @@ def test_compressed(made: Path, tmp_path: Path, tool: str) -> None:
     assert_same_bytes(decoded(packed, f"partclone+{tool}"), (made / "ext4.restored").read_bytes())
 
 
+def test_compressed_in_blocks(made: Path, tmp_path: Path) -> None:
+    """Which can be read at random, and is streamed all the same: no block is decoded twice."""
+    packed = tmp_path / "image"
+    command = ["xz", "-0", "-T2", "--block-size=1MiB", "-c", str(made / "clonezilla.ptcl")]
+    packed.write_bytes(subprocess.run(command, capture_output=True, check=True).stdout)
+    found = open_image(str(packed))
+    assert found.source.sequential
+    found.source.close()
+    assert_same_bytes(decoded(packed, "partclone+xz"), (made / "ext4.restored").read_bytes())
+
+
 @pytest.mark.parametrize("tool", ["gzip", "cat"])
 def test_split(made: Path, tmp_path: Path, tool: str) -> None:
     first = tmp_path / "sda1.ext4-ptcl-img.gz.aa"

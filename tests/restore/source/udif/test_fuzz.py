@@ -1,7 +1,8 @@
-"""Whatever an image is, it is read or there is one error of ours: never another one, not for long, not for much memory."""
+"""Whatever an image is, it is read or there is one error of ours: no other one, not for long, not for much memory."""
 
 from __future__ import annotations
 
+import plistlib
 import time
 import tracemalloc
 from contextlib import suppress
@@ -10,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from restore.errors import RestoreError
-from restore.source.udif.format import CRC32, SECTOR, RunType
-from scripts.dmg import Part, Run, checksum, tail
+from restore.source.udif.format import CRC32, FAST_RUN, MISH_SIZE, SECTOR, RunType
+from scripts.dmg import Part, Run, checksum, koly, mish, tail
 from tests.restore.source.udif.images import KIB, MIB, opened, part, text
 from tests.support import examples
 
@@ -67,7 +68,7 @@ POSITIONS = st.one_of(st.integers(0, len(SEED) - 1), st.integers(len(SEED) - 512
 
 
 @given(st.lists(st.tuples(POSITIONS, st.integers(0, 7)), min_size=1, max_size=4))
-@examples(250)
+@examples(100)
 def test_flipped_bits(flips: list[tuple[int, int]]) -> None:
     content = bytearray(SEED)
     for at, bit in flips:
@@ -76,7 +77,7 @@ def test_flipped_bits(flips: list[tuple[int, int]]) -> None:
 
 
 @given(POSITIONS, POSITIONS, POSITIONS, st.binary(max_size=40), st.booleans())
-@examples(250)
+@examples(100)
 def test_cut_and_spliced(first: int, second: int, third: int, junk: bytes, keep: bool) -> None:
     """Something taken out, doubled or put in; the trailer left where it is, or not."""
     low, high = sorted((first, second))
@@ -114,10 +115,10 @@ TRAILERS = st.dictionaries(
 
 
 @given(st.lists(PARTS, max_size=4), TRAILERS, CHECKSUMS)
-@examples(300)
+@examples(80)
 def test_hostile_fields(parts: list[Part], trailer: dict[str, int], master: tuple[int, int, bytes]) -> None:
     sectors = {"sectors": sum(part.sectors for part in parts) % (1 << 64), "master_checksum": checksum(*master)}
-    holds(TEXT + tail(parts, len(TEXT), **(sectors | trailer)))
+    holds(TEXT + tail(parts, len(TEXT), 0, **(sectors | trailer)))
 
 
 @given(
@@ -126,7 +127,7 @@ def test_hostile_fields(parts: list[Part], trailer: dict[str, int], master: tupl
     st.integers(0, 600),
 )
 @example([(RunType.ZERO, (1 << 54) - 1, 0, 0)], (0, 0, b""), 0)
-@examples(200)
+@examples(100)
 def test_runs_that_fit_but_hold_anything(
     runs: list[tuple[int, int, int, int]], master: tuple[int, int, bytes], at: int
 ) -> None:
@@ -141,20 +142,15 @@ def test_runs_that_fit_but_hold_anything(
 
 
 def test_many_runs() -> None:
-    """As many as fit the property list: no more than some seconds, and not all memory."""
-    count = 200_000
+    """The time that they take is theirs times some microseconds."""
+    count = 50_000
     runs = [Run(RunType.ZLIB, number, 1, number % 7, 20) for number in range(count)]
-    from restore.source.udif.format import FAST_RUN, MISH_SIZE
-    from scripts.dmg import koly, mish
-
     block = Part("x", 0, count, runs[:1], head={"run_count": count})
     data = mish(block)[:MISH_SIZE] + b"".join(
         FAST_RUN.pack(run.kind, 0, run.start, run.sectors, run.offset, run.length) for run in runs
     )
-    import plistlib
-
     listed = plistlib.dumps({"resource-fork": {"blkx": [{"Name": "x", "Data": data}]}})
     started = time.process_time()
     image = opened(listed + koly(plist_length=len(listed), sectors=count))
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 2
     assert image.size == count * SECTOR

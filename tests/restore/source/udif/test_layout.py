@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import plistlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -36,7 +37,7 @@ def with_parts(change: Callable[[list[Part]], object], **trailer: object) -> byt
     ]
     fork += bytes(24 * KIB)
     change(parts)
-    return bytes(fork) + tail(parts, len(fork), **({"sectors": 64} | trailer))
+    return bytes(fork) + tail(parts, len(fork), 0, **({"sectors": 64} | trailer))
 
 
 def test_unchanged() -> None:
@@ -46,7 +47,11 @@ def test_unchanged() -> None:
 
 def run(number: int, **values: int) -> Callable[[list[Part]], object]:
     """Change a run of the second block."""
-    return lambda parts: [setattr(parts[1].runs[number], name, value) for name, value in values.items()]
+
+    def change(parts: list[Part]) -> None:
+        parts[1].runs[number] = replace(parts[1].runs[number], **values)
+
+    return change
 
 
 def block(number: int = 1, **values: object) -> Callable[[list[Part]], object]:

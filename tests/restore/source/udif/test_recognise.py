@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import bz2
 import plistlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from restore.errors import Refused
 from restore.source import SourceError
 from restore.source.detect import open_image
+from restore.source.raw import RawStream
 from restore.source.udif import is_udif, refuse_bundle
 from restore.source.udif.format import RunType
 from scripts.dmg import koly
@@ -76,3 +79,32 @@ def test_a_damaged_one_lets_go_of_its_file(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="version 3"):
         open_image(str(path))
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("piece", [100, 512, 5000])
+def test_one_that_only_comes_as_a_stream_is_no_raw_disk(piece: int) -> None:
+    """Its trailer comes last; what was written until then is no disk yet."""
+    content = whole((RunType.ZLIB, text(4 * KIB)))
+
+    class Sent(Memory):
+        def stream(self) -> Iterator[bytes]:
+            for offset in range(0, len(self.content), piece):
+                yield self.content[offset : offset + piece]
+
+    passed = b""
+    with pytest.raises(SourceError) as caught:
+        for found in RawStream(Sent(content)).decode():
+            assert isinstance(found, bytes)
+            passed += found
+    assert str(caught.value) == "x.dmg is a udif image, which has to be a file: copy it, decompressed, to one first"
+    assert passed == content
+    for other in (content + b"x", content[:-1], b"koly", bytes(512)):
+        assert b"".join(RawStream(Sent(other)).decode()) == other  # type: ignore[arg-type]
+
+
+def test_a_compressed_file_that_is_damaged_at_once_is_closed_once(tmp_path: Path) -> None:
+    """What takes the storage over closes it as it fails, and so does who opened it."""
+    path = tmp_path / "x.bz2"
+    path.write_bytes(bz2.compress(b"x" * 1000) + b"BZh9" + bytes(100))
+    with pytest.raises(SourceError, match="is damaged at byte"):
+        open_image(str(path))
