@@ -76,7 +76,7 @@ def test_write_protected_device(image: Path, disk: Path) -> None:
     ("source", "why"),
     [
         ("missing", "No such file or directory"),
-        ("directory", "is neither an image file nor a block device"),
+        ("directory", "is a directory, not a disk, image or mount point"),
         ("empty", "is empty"),
         ("fifo", "is neither an image file nor a block device"),
         ("/dev/null", "is neither an image file nor a block device"),
