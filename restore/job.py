@@ -290,7 +290,7 @@ class _Restore:
         source = self._source
         if not isinstance(source, Forgetful) or not source.checked:
             return ""
-        for piece in pieces[:_LOOKED_AT]:
+        for piece in pieces[: 1 if source.sequential else _LOOKED_AT]:  # each is decoded from the start
             if piece.kind is Kind.DATA:
                 source.forget(piece.offset, piece.length)
                 source.payload(piece.offset, piece.length)
