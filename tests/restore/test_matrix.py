@@ -68,9 +68,8 @@ def clonezilla(volume: Path, directory: Path, stack: ExitStack) -> str:
     saved = directory / "saved"
     saved.mkdir()
     (saved / "parts").write_text("sda1\n")
-    (saved / "sda-pt.sf").write_text(
-        f"label: dos\nunit: sectors\n\n/dev/sda1 : start=2048, size={SIZE // 512}, type=83\n"
-    )
+    table = f"label: dos\nunit: sectors\n\n/dev/sda1 : start=2048, size={SIZE // 512}, type=83\n"
+    (saved / "sda-pt.sf").write_text(table)
     partclone(volume, saved, stack)
     (saved / "log").unlink()
     (saved / "image.gz").rename(saved / "sda1.ext4-ptcl-img.gz.aa")
@@ -185,11 +184,5 @@ def test_file_copy(source: str, tmp_path: Path) -> None:
     goal = make_filesystem(tmp_path / "goal", "ext4", 2 * SIZE)
     in_filesystem(goal, "ext4", "echo mine > mine; echo old > file1")
     assert succeeded(asr("restore", "--source", source, "--target", goal)).endswith(", verified\n")
-    assert in_filesystem(goal, "ext4", "ls; wc -c < file1").split() == [
-        "file1",
-        "file2",
-        "file3",
-        "lost+found",
-        "mine",
-        "307200",
-    ]
+    there = in_filesystem(goal, "ext4", "ls; wc -c < file1").split()
+    assert there == ["file1", "file2", "file3", "lost+found", "mine", "307200"]
