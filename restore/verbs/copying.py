@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
 
+from restore.blocks.plan import UNIT
 from restore.errors import Refused
-from restore.filecopy import copy_files
+from restore.files.copy import copy_files
 from restore.manifest.checked import Prepared
-from restore.mounting import Place
-from restore.plan import UNIT
+from restore.private.mounting import Place
 from restore.report import Report
 from restore.source import Image
 from restore.source.clonezilla import is_clonezilla
@@ -70,7 +70,7 @@ async def _check(image: Image, report: Report) -> None:
     """Read all of a prepared image once, since what mounts it does not know of its scan."""
     import asyncio
 
-    from restore.plan import Kind, cut
+    from restore.blocks.plan import Kind, cut
 
     def read() -> None:
         source, done = image.source, 0

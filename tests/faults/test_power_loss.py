@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from targetmode.disks.text import format_size
+from tests.restore.blocks.test_delta import scattered
 from tests.restore.engine import MIB, asr, json_events, restore, restoring, succeeded, verify, wait_for
-from tests.restore.test_delta import scattered
 from tests.serving import Serving, kill_all, pattern, serving
 from tests.support import assert_same_bytes, loop_device, wait_until
 

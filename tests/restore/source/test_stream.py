@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbd.connection import FileRange
-from restore.plan import Kind, cut
+from restore.blocks.plan import Kind, cut
 from restore.source import Source, SourceError, Zeroes
 from restore.source.stream import AHEAD, BEHIND, UNIT, StreamSource
 from tests.support import assert_same_bytes, examples, wait_until

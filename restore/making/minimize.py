@@ -25,7 +25,7 @@ from restore.fit.shrink import SHRINKABLE
 from restore.manifest.bmap import Bmap
 from restore.manifest.damage import map_path
 from restore.manifest.scan import ScanSettings, scan_beside
-from restore.private import in_private
+from restore.private.process import in_private
 from restore.replacing import sync_directory, umask
 from restore.report import Report
 from restore.source import Image, SourceSettings

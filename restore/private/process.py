@@ -52,7 +52,7 @@ async def in_private(function: str, arguments: Mapping[str, Any], report: Report
         process = await asyncio.create_subprocess_exec(
             tools.find("unshare"),
             *("--mount", "--propagation=slave", "--pid", "--fork", "--kill-child"),
-            *(sys.executable, "-m", "restore.private", function, directory),
+            *(sys.executable, "-m", "restore.private.process", function, directory),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -235,6 +235,6 @@ def _first_line() -> bytes:
 
 if __name__ == "__main__":
     # Not this module's copy that is named __main__: there is one interruption, and others import it.
-    from restore import private
+    from restore.private import process
 
-    sys.exit(private.main(sys.argv[1:]))
+    sys.exit(process.main(sys.argv[1:]))

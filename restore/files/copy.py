@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Final
 
 from restore import tools
-from restore.compare import LOST_AND_FOUND, Comparison, Item, is_kept, under, walk
 from restore.errors import Refused, RestoreError
-from restore.mounting import Mounted, Place, mounted, reached
-from restore.private import in_private
-from restore.profile import Profile, profile
+from restore.files.compare import LOST_AND_FOUND, Comparison, Item, is_kept, under, walk
+from restore.files.profile import Profile, profile
+from restore.private.mounting import Mounted, Place, mounted, reached
+from restore.private.process import in_private
 from restore.report import RESTORING, VERIFYING, Report
 from targetmode.disks.text import format_size, printable
 
@@ -73,7 +73,7 @@ async def copy_files(
         RestoreError: the copy failed; the target is a whole file system with a part of the files.
     """
     arguments = {"source": asdict(source), "target": asdict(target), "verify": verify, "max_rate": max_rate}
-    found = await in_private("restore.filecopy:copy_in_private", arguments, report)
+    found = await in_private("restore.files.copy:copy_in_private", arguments, report)
     if found["differences"]:
         raise FileDifferences(found["differences"])
     return Copied(found["items"], found["size"])

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import xxhash
 
-from restore.profile import Profile
+from restore.files.profile import Profile
 
 _PIECE: Final = 1 << 20
 _WINDOW: Final = 64  # files that are read, or wait for it

@@ -14,11 +14,11 @@ from concurrent.futures import Future
 from typing import Final
 
 from nbd.connection import FileRange
-from restore.plan import GRAIN, Kind, Piece, split
+from restore.blocks.plan import GRAIN, Kind, Piece, split
+from restore.blocks.verify import RANGE, Expected, Verification
 from restore.source import Payload
 from restore.source.payload import add_to
 from restore.target import ALGORITHM
-from restore.verify import RANGE, Expected, Verification
 from targetmode.disks.media import ALGORITHMS, zero_digest
 
 UNDER_WAY: Final = 2  # batches that the target is asked about, beside the one that is being sent

@@ -29,13 +29,13 @@ from nbd.backend import Extent, measure
 from nbd.connection import FileRange
 from nbd.errors import ConnectionLost, NBDError, RequestFailed
 from restore.errors import Refused, RestoreError, join, say
+from restore.making.sinks import RawSink, Sink, ZstdSink
 from restore.manifest import damage, signature
 from restore.manifest.beside import bmap_path
 from restore.manifest.bmap import BLOCK, Bmap, ImageFile, write
 from restore.manifest.scan import Both, Digests, mapped_runs, ranges, zero_digests
 from restore.replacing import sync_directory, umask
 from restore.report import Report
-from restore.sinks import RawSink, Sink, ZstdSink
 from restore.source import Payload, Source, SourceError
 from restore.source.payload import as_memory
 from targetmode.disks.text import format_size

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
-from restore.plan import UNIT, Kind, Piece, split
+from restore.blocks.plan import UNIT, Kind, Piece, split
 from restore.source import Payload, Source
 from restore.source.payload import add_to
 from restore.target import ALGORITHM, Target, Verifier

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 
-from restore.source.buffers import Buffers
+from restore.source.export.buffers import Buffers
 
 
 def test_memory_is_lent_again_when_no_view_of_it_is_left() -> None:

@@ -19,11 +19,11 @@ import pytest
 from blake3 import blake3
 
 from nbd.backend import Extent
-from restore.capture import CaptureSettings, capture
 from restore.errors import RestoreError
+from restore.making.capture import CaptureSettings, capture
+from restore.making.sinks import ZERO_FRAME, ZstdSink
 from restore.manifest.beside import load
 from restore.report.text import TextReport
-from restore.sinks import ZERO_FRAME, ZstdSink
 from restore.source import Source
 from restore.source.detect import open_image
 from restore.source.raw import RawStream

@@ -25,10 +25,10 @@ from restore import tools
 from restore.errors import Refused, say
 from restore.exports import SCHEMES
 from restore.source import SourceError, SourceSettings
-from restore.source.export import ExportImage, ExportSource
+from restore.source.export.image import ExportImage, ExportSource
+from restore.source.qemu.headers import FORMATS, Header, Others, Part, others, vhd_footer
+from restore.source.qemu.whole import check_lock, check_whole
 from restore.source.storage.file import LocalFile
-from restore.source.virtual import FORMATS, Header, Others, Part, others, vhd_footer
-from restore.source.whole import check_lock, check_whole
 from targetmode.disks.text import printable
 
 CONNECTIONS: Final = 2

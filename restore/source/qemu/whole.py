@@ -14,7 +14,7 @@ from typing import Final
 from restore import tools
 from restore.errors import Refused
 from restore.source import SourceError
-from restore.source.virtual import Header
+from restore.source.qemu.headers import Header
 from targetmode.disks.text import printable
 
 _SECTOR: Final = 512

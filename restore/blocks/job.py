@@ -22,14 +22,14 @@ from nbd.client import Operation
 from nbd.connection import PayloadError
 from nbd.errors import NBDError
 from nbd.wire import Command
-from restore.delta import Delta, Item
+from restore.blocks.delta import Delta, Item
+from restore.blocks.plan import HEAD, Kind, KnownZeroes, Piece, cut, operation, throttle
+from restore.blocks.verify import Expected, Feed, Hasher, Verification, expected, payload_of
 from restore.errors import Differences, Refused, RestoreError, join, say
 from restore.fit.sizes import check_size
-from restore.plan import HEAD, Kind, KnownZeroes, Piece, cut, operation, throttle
 from restore.report import RESTORING, VERIFYING, Report
 from restore.source import Forgetful, Payload, Source, SourceError
 from restore.target import Target
-from restore.verify import Expected, Feed, Hasher, Verification, expected, payload_of
 from targetmode.disks.text import format_size
 
 ATTEMPTS: Final = 3  # times that a range which differs is sent again

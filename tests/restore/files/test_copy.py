@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from restore.errors import Refused, RestoreError
-from restore.filecopy import Copied, FileDifferences, copy_files
-from restore.mounting import Place
+from restore.files.copy import Copied, FileDifferences, copy_files
+from restore.private.mounting import Place
 from restore.source.detect import open_image
 from restore.source.spill import spill
 from tests.restore.filesystems import (
@@ -112,8 +112,8 @@ def test_source_replaces_namesakes_and_the_rest_stays(tmp_path: Path, kind: str)
 
 
 def test_what_differs_is_listed_by_path(tmp_path: Path) -> None:
-    from restore.compare import Comparison
-    from restore.profile import profile
+    from restore.files.compare import Comparison
+    from restore.files.profile import profile
 
     here, there = tmp_path / "a", tmp_path / "b"
     for name in (here, there):
@@ -341,8 +341,8 @@ def test_mount_points(tmp_path: Path) -> None:
 
 PROGRAM = """
 import asyncio, sys
-from restore.filecopy import copy_files
-from restore.mounting import Place
+from restore.files.copy import copy_files
+from restore.private.mounting import Place
 from restore.report import make_report
 asyncio.run(copy_files(Place(sys.argv[1]), Place(sys.argv[2]), make_report(as_json=True)))
 """
@@ -383,14 +383,14 @@ def test_missing_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_bugs_are_not_hidden() -> None:
-    from restore.private import in_private
+    from restore.private.process import in_private
 
     with pytest.raises(RuntimeError, match="a bug in what ran in private"):
-        asyncio.run(in_private("restore.filecopy:nothing", {}, Remembered()))
+        asyncio.run(in_private("restore.files.copy:nothing", {}, Remembered()))
     with pytest.raises(RestoreError):
         asyncio.run(
             in_private(
-                "restore.filecopy:copy_in_private",
+                "restore.files.copy:copy_in_private",
                 {"source": {"where": "/x"}, "target": {"where": "/y"}, "verify": True},
                 Remembered(),
             )

@@ -22,7 +22,7 @@ import pytest
 from restore.errors import Refused, RestoreError
 from restore.source import SourceError, SourceSettings
 from restore.source.detect import open_image
-from restore.source.export import ExportSource
+from restore.source.export.image import ExportSource
 from tests.restore.engine import MIB, failed, qemu_nbd, restore, started, succeeded
 from tests.restore.source.exported import disk_with_holes, read_all
 from tests.serving import alive, pattern, run

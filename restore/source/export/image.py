@@ -17,9 +17,9 @@ from nbd.wire import StateFlag, TransmissionFlag
 from restore import exports
 from restore.errors import Refused, RestoreError
 from restore.source import Payload, SourceError, SourceSettings
-from restore.source.buffers import Buffers
 from restore.source.chunked import ChunkedSource
-from restore.source.reads import Reads
+from restore.source.export.buffers import Buffers
+from restore.source.export.reads import Reads
 
 CONNECTIONS: Final = 2  # by default, to a server that allows several
 _CHUNK: Final = 4 << 20  # bytes decoded together: so that little is said of each between threads
@@ -146,7 +146,7 @@ class ExportSource(ChunkedSource):
         return memoryview(self.reread(offset, length))
 
     def reread(self, offset: int, length: int) -> bytes:
-        """Ask the server anew for a range, whatever came of it before: for `restore.capture`.
+        """Ask the server anew for a range, whatever came of it before: for `restore.making.capture`.
 
         Raises:
             SourceError: it cannot be read.

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from restore.compare import Comparison
 from restore.errors import Refused
-from restore.filecopy import _check_fits, _rsync
-from restore.mounting import Mounted
-from restore.profile import profile
+from restore.files.compare import Comparison
+from restore.files.copy import _check_fits, _rsync
+from restore.files.profile import profile
+from restore.private.mounting import Mounted
 from tests.restore.reports import Remembered
 from tests.serving import run
 

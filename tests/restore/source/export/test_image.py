@@ -24,13 +24,13 @@ from hypothesis import strategies as st
 
 from nbd.uri import NBDURI
 from nbd.wire import StateFlag
-from restore.capture import CaptureSettings, capture
 from restore.errors import Refused, RestoreError
+from restore.making.capture import CaptureSettings, capture
 from restore.manifest.damage import map_path, read_map
 from restore.report.text import TextReport
 from restore.source import SourceError, SourceSettings
 from restore.source.detect import open_image
-from restore.source.export import ExportSource, _Runs
+from restore.source.export.image import ExportSource, _Runs
 from restore.target.remote import RemoteTarget
 from tests.restore.engine import MIB, failed, nbd_server, nbdkit, qemu_nbd, restore, started, succeeded, verify
 from tests.restore.source.exported import SIZE, disk_with_holes, read_all

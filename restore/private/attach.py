@@ -6,7 +6,7 @@
     qcow2, vmdk …        ─ qemu-nbd ─ nbdfuse ──────────┘
 
 The loop device clears itself when nobody has it open any more, so that it does not outlive this process. To be used in
-a process of `restore.private`, where nbdfuse's mount is seen by nobody, and ends with it.
+a process of `restore.private.process`, where nbdfuse's mount is seen by nobody, and ends with it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from restore.errors import Refused
 from restore.source import SourceError
-from restore.source.virtual import FORMATS, Header, Others, Part, others, sniff
+from restore.source.qemu.headers import FORMATS, Header, Others, Part, others, sniff
 from tests.serving import run
 from tests.support import examples
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from restore.errors import Refused, RestoreError
+from restore.making.minimize import minimize
 from restore.manifest.beside import load
 from restore.manifest.scan import ScanSettings
-from restore.minimize import minimize
 from restore.source import Image
 from restore.source.detect import open_image
 from restore.source.raw import RawStream
@@ -271,7 +271,7 @@ def test_room_that_is_gone_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyP
     async def no_check(overlay: Path, path: Path) -> None:
         """There was room when it was looked at."""
 
-    monkeypatch.setattr("restore.minimize._check_room", no_check)
+    monkeypatch.setattr("restore.making.minimize._check_room", no_check)
     with small_filesystem(tmp_path / "small", 6 * MIB) as directory:
         path = directory / "x.img"
         with closing(open_image(str(image)).source) as source, pytest.raises(RestoreError) as caught:

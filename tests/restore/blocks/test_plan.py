@@ -13,8 +13,8 @@ from nbd.backend import Extent
 from nbd.client import Operation
 from nbd.connection import FileRange
 from nbd.wire import Command
+from restore.blocks.plan import GRAIN, UNIT, ZERO_UNIT, Kind, KnownZeroes, Piece, cut, operation, split, throttle
 from restore.errors import join
-from restore.plan import GRAIN, UNIT, ZERO_UNIT, Kind, KnownZeroes, Piece, cut, operation, split, throttle
 from restore.source import Unmapped
 from tests.support import examples
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbd.connection import FileRange
-from restore.plan import UNIT, Kind, Piece
-from restore.verify import BATCH, BATCH_BYTES, RANGE, Expected, Feed, Hasher
+from restore.blocks.plan import UNIT, Kind, Piece
+from restore.blocks.verify import BATCH, BATCH_BYTES, RANGE, Expected, Feed, Hasher
 from tests.support import examples
 
 MIB = 1 << 20

@@ -23,9 +23,9 @@ from nbd.backend import Extent
 from nbd.client import Client
 from nbd.errors import ConnectionLost
 from nbd.uri import NBDURI
-from restore import capture as capture_module
-from restore.capture import CaptureSettings, Reread, capture
 from restore.errors import Refused, RestoreError
+from restore.making import capture as capture_module
+from restore.making.capture import CaptureSettings, Reread, capture
 from restore.manifest.beside import bmap_path, load
 from restore.manifest.damage import check_damage, map_path, read_map
 from restore.manifest.signature import verify

@@ -1,4 +1,4 @@
-"""File systems, found on what is attached and mounted for as long as a context lasts; see `restore.private`."""
+"""File systems, found on what is attached and mounted for as long as a context lasts; see `restore.private.process`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from restore import tools
-from restore.attach import Opened, loop, opened
 from restore.errors import Refused
+from restore.private.attach import Opened, loop, opened
 from restore.tools import ToolFailed
 from targetmode.disks.contents import describe_contents
 from targetmode.disks.layout import Partition, fd_reader
