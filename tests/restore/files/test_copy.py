@@ -391,7 +391,7 @@ def test_bugs_are_not_hidden() -> None:
         asyncio.run(
             in_private(
                 "restore.files.copy:copy_in_private",
-                {"source": {"where": "/x"}, "target": {"where": "/y"}, "verify": True},
+                {"source": {"where": "/x"}, "target": {"where": "/y"}, "verify": True, "max_rate": None},
                 Remembered(),
             )
         )
