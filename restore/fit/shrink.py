@@ -19,12 +19,12 @@ from typing import Any, Final
 
 from nbd.uri import NBDURI
 from restore import tools
-from restore.attach import Opened, loop, opened
 from restore.errors import Refused
 from restore.exports import SCHEMES
 from restore.finish.grow import check_ext
 from restore.finish.volumes import Volume, mounted_volume
-from restore.private import in_private, uninterrupted
+from restore.private.attach import Opened, loop, opened
+from restore.private.process import in_private, uninterrupted
 from restore.report import Report
 from restore.tools import ToolFailed
 from targetmode.disks.layout import fd_reader

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Final
 
-from restore.attach import FORMS
 from restore.errors import Refused, RestoreError
 from restore.exports import SCHEMES
+from restore.private.attach import FORMS
 from restore.report import Report
 from restore.source import Image, Source
 from restore.source.storage.file import split_parts
@@ -19,7 +19,7 @@ _PIECE: Final = 1 << 20
 
 
 def attachable(image: Image, place: str) -> str | None:
-    """The format that an image can be attached in as it lies (`restore.attach`); None where it has to be decoded.
+    """The format that an image can be attached in as it lies; None where it has to be decoded.
 
     An image that is split, compressed or behind a URL is no such thing, though its bytes are raw in the end.
 

@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
 
+from restore.blocks.plan import UNIT
 from restore.errors import Refused
-from restore.filecopy import copy_files
+from restore.files.copy import copy_files
 from restore.manifest.checked import Prepared
-from restore.mounting import Place
-from restore.plan import UNIT
+from restore.private.mounting import Place
 from restore.report import Report
 from restore.source import Image
+from restore.source.clonezilla import is_clonezilla
 from restore.source.spill import attachable, spill
 from restore.verbs.opening import is_export, open_prepared, same_place
 from targetmode.disks.text import format_size
@@ -53,7 +54,8 @@ async def copy(options: argparse.Namespace, report: Report) -> int:
 async def _mountable(options: argparse.Namespace, report: Report) -> AsyncIterator[Place]:
     """The source as something that can be mounted, for as long as the context lasts."""
     place, number = options.source, options.source_partition
-    if is_export(place) or Path(place).is_dir() or Path(place).is_block_device():
+    path = Path(place)
+    if is_export(place) or path.is_block_device() or (path.is_dir() and not is_clonezilla(path)):
         yield Place(place, number)
         return
     with ExitStack() as stack:
@@ -73,7 +75,7 @@ async def _check(image: Image, report: Report) -> None:
     """Read all of a prepared image once, since what mounts it does not know of its scan."""
     import asyncio
 
-    from restore.plan import Kind, cut
+    from restore.blocks.plan import Kind, cut
 
     def read() -> None:
         source, done = image.source, 0

@@ -37,7 +37,7 @@ async def scan(options: argparse.Namespace, report: Report) -> int:
             report.note(found_source(image, source))
         settings = ScanSettings(sign=options.sign)
         if options.minimize is not None:
-            from restore.minimize import minimize
+            from restore.making.minimize import minimize
 
             await minimize(image, options.image, Path(options.minimize), settings, report, used_in)
         used = None
@@ -69,8 +69,8 @@ async def capture(options: argparse.Namespace, report: Report) -> int:
     Raises:
         RestoreError: it was refused, or failed.
     """
-    from restore.capture import CaptureSettings
-    from restore.capture import capture as run
+    from restore.making.capture import CaptureSettings
+    from restore.making.capture import capture as run
 
     place = options.source
     image = open_image(place, source_settings(options, report))

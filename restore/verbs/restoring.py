@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 
+from restore.blocks.job import Fit, Settings, restore, verify
 from restore.errors import Refused, RestoreError
 from restore.fit import FitSettings, fitted
-from restore.job import Fit, Settings, restore, verify
 from restore.mountpoint import Unmounted, volume_at
 from restore.report import Report
 from restore.source import Image, Source
@@ -91,7 +91,7 @@ async def restore_blocks(options: argparse.Namespace, report: Report) -> int:
     if len(options.target) == 1:
         await one(options.target[0], chosen.open, report)
         return 0
-    from restore.fanout import restore_all
+    from restore.blocks.fanout import restore_all
     from restore.report.members import make_members
 
     members = make_members(as_json=options.json, puppetstrings=options.puppetstrings, timed=options.debug)

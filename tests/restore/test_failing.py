@@ -29,7 +29,7 @@ def pair(tmp_path: Path) -> tuple[str, str]:
 
 def test_a_bug(pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """One line, and where it was only for those who ask; the target does not look like a disk."""
-    monkeypatch.setattr("restore.job._Restore._known_zeroes", lambda self: 1 // 0)
+    monkeypatch.setattr("restore.blocks.job._Restore._known_zeroes", lambda self: 1 // 0)
     source, target = pair
     words = ["restore", "--source", source, "--target", target, "--erase", "--noprompt"]
     assert cli.main(words) == 1

@@ -228,7 +228,6 @@ def test_mounted_target(image: Path, tmp_path: Path) -> None:
             before = disk.read_bytes()
             for target in (loop, disk):
                 assert "mounted on" in failed(restore(image, target))
-            assert "mounted on" in failed(restore(loop, image))  # nor can it be read, while others change it
             assert_same_bytes(disk.read_bytes()[: 2 * MIB], before[: 2 * MIB])
         finally:
             run("umount", directory)

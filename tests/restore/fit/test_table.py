@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbd.backend import Extent
+from restore.blocks.plan import Kind, cut
 from restore.errors import join
 from restore.fit.table import MOVING, Overlaid, fit_table
-from restore.plan import Kind, cut
 from restore.source import Source, Unmapped
 from restore.source.detect import open_image
 from restore.source.payload import as_memory
