@@ -141,7 +141,7 @@ async def verify(
                         if generation == target.generation:
                             break
                         doubts.again()
-            source.check_unchanged()
+            await asyncio.to_thread(source.check_unchanged)
         except _FAILURES as error:
             raise RestoreError(f"the comparison failed: {say(error)}") from error
         except ExceptionGroup as group:
@@ -235,14 +235,14 @@ class _Restore:
             self._progress.complete(RESTORING)
             while True:
                 generation = await self._settle_again(generation, check)
-                self._source.check_unchanged()
+                await asyncio.to_thread(self._source.check_unchanged)
                 self._head_written = True
                 await self._settle(await self._write(head, check), check)
                 if check is None or generation == self._target.generation:
                     break
                 await self._in_thread(self._zero_head)  # while the rest is in doubt
                 self._head_written = False
-        self._source.check_unchanged()
+        await asyncio.to_thread(self._source.check_unchanged)
         for phase in self._progress.totals:
             self._progress.complete(phase)
 
@@ -271,7 +271,7 @@ class _Restore:
                 start = 0 if self._head_written else self._head
                 different = await check.compare_all(cut(self._source.extents(), start))
         if different:
-            self._source.check_unchanged()  # or it is not the target's fault
+            await asyncio.to_thread(self._source.check_unchanged)  # or it is not the target's fault
             still = await self._in_thread(lambda: self._still_matches(different))
             ranges = join([(piece.offset, piece.length) for piece in different])
             raise Differences(
@@ -293,7 +293,7 @@ class _Restore:
         source = self._source
         if not isinstance(source, Forgetful) or not source.checked:
             return ""
-        for piece in pieces[:_LOOKED_AT]:
+        for piece in pieces[: 1 if source.sequential else _LOOKED_AT]:  # each is decoded from the start
             if piece.kind is Kind.DATA:
                 source.forget(piece.offset, piece.length)
                 source.payload(piece.offset, piece.length)

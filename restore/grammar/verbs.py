@@ -143,7 +143,7 @@ def _restore(parser: Parser) -> Parser:
     )  # fmt: skip
     how.add_argument(
         "--keep-unmapped", action="store_true",
-        help="leave the target as it is where the scan or a hole says that nothing is; otherwise zeroes are written",
+        help="leave the target as it is where the scan has nothing (not in the first MiB); else zeroes are written",
     )  # fmt: skip
     how.add_argument(
         "--SHA256", dest="sha256", action="store_true",

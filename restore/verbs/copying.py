@@ -15,6 +15,7 @@ from restore.mounting import Place
 from restore.plan import UNIT
 from restore.report import Report
 from restore.source import Image
+from restore.source.clonezilla import is_clonezilla
 from restore.source.spill import attachable, spill
 from restore.verbs.opening import is_export, open_prepared
 from targetmode.disks.text import format_size
@@ -48,7 +49,8 @@ async def copy(options: argparse.Namespace, report: Report) -> int:
 async def _mountable(options: argparse.Namespace, report: Report) -> AsyncIterator[Place]:
     """The source as something that can be mounted, for as long as the context lasts."""
     place, number = options.source, options.source_partition
-    if is_export(place) or Path(place).is_dir() or Path(place).is_block_device():
+    path = Path(place)
+    if is_export(place) or path.is_block_device() or (path.is_dir() and not is_clonezilla(path)):
         yield Place(place, number)
         return
     with ExitStack() as stack:

@@ -61,6 +61,9 @@ def open_prepared(place: str, options: argparse.Namespace, report: Report) -> Im
         if bmap is None:
             _check_unscanned(place, options)
             return image
+        if chosen.get("sha256") and not (bmap.checksum_type == "sha256" and bmap.has_checksums):
+            what = "its scan has no SHA-256 checksums of all of it, which --SHA256 insists on"
+            raise Refused(f"{place}: {what}; asr imagescan {place}")
         keep = chosen.get("keep_unmapped", False)
         prepared = Prepared(image.source, bmap, keep_unmapped=keep, notify=report.note)
     except BaseException:

@@ -76,7 +76,7 @@ def test_write_protected_device(image: Path, disk: Path) -> None:
     ("source", "why"),
     [
         ("missing", "No such file or directory"),
-        ("directory", "is neither an image file nor a block device"),
+        ("directory", "is a directory, not a disk, image or mount point"),
         ("empty", "is empty"),
         ("fifo", "is neither an image file nor a block device"),
         ("/dev/null", "is neither an image file nor a block device"),
@@ -236,7 +236,6 @@ def test_mounted_target(image: Path, tmp_path: Path) -> None:
             before = disk.read_bytes()
             for target in (loop, disk):
                 assert "mounted on" in failed(restore(image, target))
-            assert "mounted on" in failed(restore(loop, image))  # nor can it be read, while others change it
             assert_same_bytes(disk.read_bytes()[: 2 * MIB], before[: 2 * MIB])
         finally:
             run("umount", directory)

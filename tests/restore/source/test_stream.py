@@ -138,6 +138,21 @@ def test_what_is_ahead_is_bounded_and_the_first_unit_is_kept() -> None:
     source.close()
 
 
+@pytest.mark.parametrize("offset", [0, 5 * MIB])
+def test_what_is_forgotten_is_decoded_anew(offset: int) -> None:
+    tape = Tape([(MIB, True)] * 8)
+    source = StreamSource(tape)
+    other = source.reader()
+    assert_same_bytes(memory(source, offset, MIB), DATA[:MIB])
+    tape.pieces = [(MIB, False)] * 8
+    assert_same_bytes(memory(source, offset, MIB), DATA[:MIB])
+    source.forget(offset, MIB)
+    assert_same_bytes(memory(source, offset, MIB), bytes(MIB))
+    assert tape.starts == 2
+    other.close()
+    source.close()
+
+
 def test_zeroes_cost_nothing() -> None:
     started = time.monotonic()
     source = StreamSource(Tape([(5, True), (50 << 30, False), (5, True)]))

@@ -23,6 +23,7 @@ from restore.errors import Refused, RestoreError
 from restore.source import SourceSettings
 from restore.source.storage import Storage
 from restore.source.storage.url import fetch_beside, open_url
+from tests.restore.engine import restore, succeeded
 from tests.restore.source.storage.servers import Meddler, Share, smbd, sshd
 from tests.serving import pattern
 from tests.support import assert_same_bytes, free_port, listens, running
@@ -60,7 +61,8 @@ def moto(directory: Path) -> Iterator[tuple[int, Callable[[str, bytes], None]]]:
     with log.open("wb") as errors, running(command, ready=lambda: listens(port), stderr=errors):
 
         def put(name: str, data: bytes) -> None:
-            who = "AWS4-HMAC-SHA256 Credential=testing/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+            scope = "testing/20260101/us-east-1/s3/aws4_request"
+            who = f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0"
             fields = {"Content-Type": "application/octet-stream", "Authorization": who}
             request = Request(f"http://127.0.0.1:{port}/{name}", data, fields, method="PUT")
             with urlopen(request, timeout=10) as answer:
@@ -242,6 +244,16 @@ def test_beside(server: Server) -> None:
     assert fetch_beside(f"{server.url}image", ".map", 10, settings) is None
     with pytest.raises(Refused, match=r"image\.bmap is larger than 6 bytes"):
         fetch_beside(f"{server.url}image", ".bmap", 6, settings)
+
+
+@each
+def test_restore(server: Server, tmp_path: Path) -> None:
+    target = tmp_path / "target.img"
+    target.write_bytes(bytes(10 * MIB))
+    said = succeeded(restore(f"{server.url}{NAME}", target))
+    assert_same_bytes(target.read_bytes()[: len(IMAGE)], IMAGE)
+    assert ", verified" in said
+    assert "hidden" not in said
 
 
 @each
