@@ -16,7 +16,7 @@ from pathlib import Path
 
 from restore.fit.shrink import check_shrinkable, shrunk
 from restore.fit.sizes import ANY_SIZE, check_partitions, check_size, claimed_size
-from restore.fit.table import fit_table
+from restore.fit.table import fit_table, other_sectors
 from restore.manifest.checked import Prepared
 from restore.report import Report
 from restore.source import Image, Source, SourceSettings
@@ -59,6 +59,8 @@ async def fitted(
     """
     contents = contents_of(source, ANY_SIZE if source.size is None else None)
     if target.size >= max(source.least_size, claimed_size(source, contents)):
+        if settings.restoring and (warning := other_sectors(source, target.sector_size)) is not None:
+            report.note(warning)
         if not settings.keep_table:
             source, note = fit_table(source, target.size, target.sector_size)
             if note is not None and settings.restoring:

@@ -20,6 +20,7 @@ from restore.source.payload import as_memory
 
 MOVING: Final = "The backup partition table goes to the end of the disk"
 _SECTOR: Final = 512  # bytes that a place which is changed is a multiple of
+_GPT: Final = b"EFI PART"
 _MOST: Final = 1 << 20  # bytes that a source gives at once
 
 Patch = tuple[int, bytes]
@@ -172,6 +173,20 @@ def fit_table(source: Source, size: int, sector_size: int) -> tuple[Source, str 
     if not sectors:
         return source, note
     return Overlaid(source, size, _joined(sectors)), MOVING
+
+
+def other_sectors(source: Source, sector_size: int) -> str | None:
+    """A line to say where an image's GPT counts sectors of 512 bytes and the disk has larger ones; else None.
+
+    Raises:
+        SourceError, OSError: the source failed.
+    """
+    if sector_size <= _SECTOR or _read(source, _SECTOR, len(_GPT)) != _GPT:
+        return None
+    return (
+        f"The partition table counts sectors of {_SECTOR} bytes, and the target has sectors of {sector_size}: most "
+        "systems will not find the partitions there"
+    )
 
 
 def _joined(sectors: dict[int, bytes]) -> Iterator[Patch]:

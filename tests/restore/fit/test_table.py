@@ -25,7 +25,7 @@ from restore.source.stream import StreamSource
 from tests.restore.engine import failed, nbdkit, restore, succeeded, verify
 from tests.restore.filesystems import make_filesystem, partitioned
 from tests.serving import run
-from tests.support import assert_same_bytes, examples
+from tests.support import assert_same_bytes, examples, loop_device
 
 MIB = 1 << 20
 
@@ -102,6 +102,19 @@ def test_restored_verified_and_compared(image: Path, tmp_path: Path) -> None:
     assert "No problems found" in run("sgdisk", "-v", disk).out
     assert "Backup partition" not in succeeded(verify(image, disk))
     assert "bytes 0 to" in verify(image, disk, "--keep-table").err
+
+
+def test_a_disk_with_larger_sectors(image: Path, tmp_path: Path) -> None:
+    size = image.stat().st_size
+    line = (
+        "The partition table counts sectors of 512 bytes, and the target has sectors of 4096: most systems will not "
+        "find the partitions there"
+    )
+    with loop_device(blank(tmp_path / "disk", size), sector=4096) as disk:
+        assert f"  {line}\n" in succeeded(restore(image, disk))
+        assert line not in succeeded(verify(image, disk))
+    with loop_device(blank(tmp_path / "disk", size)) as disk:
+        assert line not in succeeded(restore(image, disk))
 
 
 def test_over_the_wire(image: Path, tmp_path: Path) -> None:
