@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "asr") -> int
 
 
 async def _run_until_interrupted(options: argparse.Namespace, report: Report) -> int:
-    """Run the command; SIGINT, SIGTERM and SIGHUP end it, and the process with it, once the target is in a known state."""
+    """Run the command; SIGINT, SIGTERM or SIGHUP ends it, and the process, once the target is in a known state."""
     import asyncio
 
     task = asyncio.current_task()

@@ -260,12 +260,12 @@ def test_image_decoded_to_a_private_file(tmp_path: Path) -> None:
 def test_no_room_for_a_private_file(tmp_path: Path) -> None:
     """Of a compressed image nobody knows beforehand how large it is."""
     (tmp_path / "source.img.gz").write_bytes(gzip.compress(os.urandom(4 * MIB)))
-    with small_filesystem(tmp_path / "private", 1 * MIB) as directory:
-        with (
-            contextlib.closing(open_image(str(tmp_path / "source.img.gz")).source) as opened,
-            pytest.raises(Refused) as caught,
-        ):
-            asyncio.run(spill(opened, directory, Remembered()))
+    with (
+        small_filesystem(tmp_path / "private", 1 * MIB) as directory,
+        contextlib.closing(open_image(str(tmp_path / "source.img.gz")).source) as opened,
+        pytest.raises(Refused) as caught,
+    ):
+        asyncio.run(spill(opened, directory, Remembered()))
     assert str(caught.value) == f"{directory} is too small for the decoded image; set TMPDIR to a larger directory"
 
 
