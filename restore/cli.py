@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "asr") -> int
 
 
 async def _run_until_interrupted(options: argparse.Namespace, report: Report) -> int:
-    """Run the command; SIGINT and SIGTERM end it, and the process with it, once the target is in a known state."""
+    """Run the command; SIGINT, SIGTERM or SIGHUP ends it, and the process, once the target is in a known state."""
     import asyncio
 
     task = asyncio.current_task()
@@ -54,7 +54,10 @@ async def _run_until_interrupted(options: argparse.Namespace, report: Report) ->
             interrupted = True
             task.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup(1)
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
         asyncio.get_running_loop().add_signal_handler(number, interrupt)
     try:
         return await _run(options, report)

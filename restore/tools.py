@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +113,10 @@ def run(command: Sequence[str | Path], *, good: Collection[int] = (0,), text: st
     words = [find(str(command[0])), *map(str, command[1:])]
     done = subprocess.run(words, input=text or "", capture_output=True, text=True, errors="replace", env=environment())
     if done.returncode not in good:
-        raise ToolFailed(f"{command[0]}: {complaint(done.stderr, done.stdout, done.returncode)}", done.returncode)
+        line = complaint(done.stderr, done.stdout, done.returncode).removeprefix(f"{command[0]}: ")
+        if os.strerror(errno.ENOSPC) in line and tempfile.gettempdir() in line:
+            line += "; set TMPDIR to a larger directory"
+        raise ToolFailed(f"{command[0]}: {line}", done.returncode)
     return Ended(done.returncode, done.stdout, done.stderr)
 
 

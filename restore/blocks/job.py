@@ -29,6 +29,7 @@ from restore.errors import Differences, Refused, RestoreError, join, say
 from restore.fit.sizes import check_size
 from restore.report import RESTORING, VERIFYING, Report
 from restore.source import Forgetful, Payload, Source, SourceError
+from restore.source.payload import as_memory
 from restore.target import Target
 from targetmode.disks.text import format_size
 
@@ -187,13 +188,15 @@ class _Restore:
         await self._ask()
         started = time.monotonic()
         try:
-            await _phase(self._report, f"Erasing target device {self._target.name}", self._zero_head, self._in_thread)
+            await _phase(self._report, f"Erasing target device {self._target.name}", self._erase, self._in_thread)
             self._erased = True
             await _phase(self._report, "Retrieving scan information", lambda: None)
             await _phase(self._report, "Validating sizes", lambda: check_size(self._source, self._target))
             with _showing(self._progress):
                 await self._copy()
         except _FAILURES as error:
+            if isinstance(error, Refused) and not self._erased:
+                raise
             await self._fail(error)
         except ExceptionGroup as group:
             await self._fail(_first(group))
@@ -426,9 +429,43 @@ class _Restore:
             return f"{self._target.name} may still hold what was on it"
         return self._empty
 
+    def _erase(self) -> None:
+        """Zero the first MiB. If the source's is zeroes then too, it is the target by another way: undo it.
+
+        Raises:
+            Refused: so it is, and all is as it was.
+        """
+        source = self._source
+        if source.sequential or not isinstance(source, Forgetful):
+            self._zero_head()
+            return
+        pieces = [piece for piece in cut(source.extents(), 0, self._head) if piece.kind is Kind.DATA]
+        before = [self._bytes(piece) for piece in pieces]
+        self._zero_head()
+        source.forget(0, self._head)
+        if all(map(_is_zero, before)) or not all(_is_zero(self._bytes(piece)) for piece in pieces):
+            return
+        writes = (
+            Operation(Command.WRITE, piece.offset, piece.length, data=data)
+            for piece, data in zip(pieces, before, strict=True)
+        )
+        self._target.run(writes, lambda operation: None)
+        self._target.flush()
+        raise Refused(
+            f"{source.name} and {self._target.name} are the same disk by two ways; its first MiB, which was zeroed to "
+            "find that out, is as it was"
+        )
+
+    def _bytes(self, piece: Piece) -> memoryview:
+        return as_memory(self._source.payload(piece.offset, piece.length), piece.length, self._source.name)
+
     def _zero_head(self) -> None:
         self._target.run([Operation(Command.WRITE_ZEROES, 0, self._head)], lambda operation: None)
         self._target.flush()
+
+
+def _is_zero(data: memoryview) -> bool:
+    return bytes(data) == bytes(len(data))
 
 
 def _fitting(pieces: Iterable[Piece], source: Source, target: Target) -> Iterator[Piece]:

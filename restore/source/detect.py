@@ -8,7 +8,7 @@ from typing import Final
 
 from restore.errors import Refused
 from restore.exports import SCHEMES
-from restore.source import Image, SourceSettings, compressed
+from restore.source import Image, Source, SourceSettings, compressed
 from restore.source.chunked import ChunkedSource
 from restore.source.clonezilla import is_clonezilla
 from restore.source.content import open_format, told, unpacked
@@ -74,9 +74,34 @@ def _open_content(storage: Storage, settings: SourceSettings, path: Path | None 
     except BaseException:
         inner.close()
         raise
+    try:
+        _check_content(source, found if wanted is None and compression is None else None)
+    except BaseException:
+        source.close()
+        raise
     if compression is not None:
         found = compression if found == "raw" else f"{found}+{compression}"
     return Image(source, found, path)
+
+
+def _check_content(source: Source, told_as: str | None) -> None:
+    """See to it that an image has something in it, and is no UDIF image without its end, which would be taken for raw.
+
+    Raises:
+        Refused: it has not, or is one.
+    """
+    if source.size == 0:
+        raise Refused(f"{source.name} is empty")
+    if told_as != "raw" or not source.name.lower().endswith(".dmg"):
+        return
+    from restore.source.contents import contents_of
+
+    contents = contents_of(source)
+    if contents is not None and contents.table is None and contents.signature is None:
+        raise Refused(
+            f"{source.name} is no UDIF image, and has no partition table or file system either: it may be cut short; "
+            "--format raw takes it as it is"
+        )
 
 
 def _open_device(place: str, mode: int, settings: SourceSettings) -> Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from pathlib import Path
 from typing import Final
@@ -54,7 +55,12 @@ async def spill(source: Source, directory: Path, report: Report) -> Path:
                 f"{directory} has no room for the decoded image: {format_size(needed)} needed, {free} free; "
                 "set TMPDIR to a directory that has"
             )
-    await asyncio.to_thread(_write_sparse, source, path)
+    try:
+        await asyncio.to_thread(_write_sparse, source, path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise Refused(f"{directory} is too small for the decoded image; set TMPDIR to a larger directory") from None
     return path
 
 

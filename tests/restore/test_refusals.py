@@ -133,6 +133,14 @@ def test_source_is_target(disk: Path, tmp_path: Path) -> None:
         failed(restore(loop, disk))
 
 
+def test_source_is_target_by_way_of_a_server_that_does_not_say_so(disk: Path, tmp_path: Path) -> None:
+    same = "are the same disk by two ways; its first MiB, which was zeroed to find that out, is as it was"
+    with nbdkit("file", disk, directory=tmp_path) as uri:
+        assert failed(restore(uri, disk)) == f"{uri} and {disk} {same}"
+        assert failed(restore(uri, disk, "--delta")) == f"{uri} and {disk} {same}"
+        assert failed(restore(disk, uri)) == f"{disk} and {uri} {same}"
+
+
 @pytest.mark.parametrize("engine", ["builtin", "nbdkit"])
 def test_unknown_export(engine: str, image: Path, disk: Path, tmp_path: Path) -> None:
     with serving(disk, engine=engine, errors=tmp_path / "errors") as server:

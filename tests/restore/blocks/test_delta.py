@@ -97,17 +97,29 @@ def test_a_restore_that_was_cut_goes_on(tmp_path: Path) -> None:
     assert "were there already" in events[-1]["message"]
 
 
-def test_a_cut_restore_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_cut_restore_says_how_to_go_on(number: int, tmp_path: Path) -> None:
     source, disk = tmp_path / "source.img", tmp_path / "disk.img"
     source.write_bytes(pattern(64 * MIB))
     disk.write_bytes(bytes(64 * MIB))
     with restoring(source, disk, "--max-rate=16M") as run:
         wait_for(run, WRITING)
-        run.process.send_signal(signal.SIGINT)
+        run.process.send_signal(number)
         message = failed(run.end())
     assert message == f"interrupted; {disk} is left empty (the same command with --delta goes on from here)"
     succeeded(restore(source, disk, "--delta"))
     succeeded(verify(source, disk))
+
+
+def test_nohup(tmp_path: Path) -> None:
+    source, disk = tmp_path / "source.img", tmp_path / "disk.img"
+    source.write_bytes(pattern(8 * MIB))
+    disk.write_bytes(bytes(8 * MIB))
+    with restoring(source, disk, "--max-rate=8M", prefix=("nohup",)) as run:
+        wait_for(run, WRITING)
+        run.process.send_signal(signal.SIGHUP)
+        succeeded(run.end())
+    assert_same_bytes(disk.read_bytes(), source.read_bytes())
 
 
 def test_nothing_is_compared_twice_without_need(tmp_path: Path) -> None:

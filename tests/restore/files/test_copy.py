@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import os
 import signal
 import subprocess
@@ -31,7 +32,7 @@ from tests.restore.filesystems import (
 )
 from tests.restore.reports import Remembered
 from tests.serving import ROOT, run, serving
-from tests.support import loop_device, wait_until
+from tests.support import loop_device, small_filesystem, wait_until
 
 FILL = """
 mkdir -p etc/dir empty usr
@@ -253,6 +254,19 @@ def test_image_decoded_to_a_private_file(tmp_path: Path) -> None:
     assert path.read_bytes() == source.read_bytes()
     assert path.stat().st_blocks * 512 < 16 * MIB
     assert report.notes == [f"{source} is decoded to a temporary file of at most 64.0 MiB in {tmp_path / 'private'}"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a tmpfs")
+def test_no_room_for_a_private_file(tmp_path: Path) -> None:
+    """Of a compressed image nobody knows beforehand how large it is."""
+    (tmp_path / "source.img.gz").write_bytes(gzip.compress(os.urandom(4 * MIB)))
+    with (
+        small_filesystem(tmp_path / "private", 1 * MIB) as directory,
+        contextlib.closing(open_image(str(tmp_path / "source.img.gz")).source) as opened,
+        pytest.raises(Refused) as caught,
+    ):
+        asyncio.run(spill(opened, directory, Remembered()))
+    assert str(caught.value) == f"{directory} is too small for the decoded image; set TMPDIR to a larger directory"
 
 
 def test_ntfs_keeps_no_owners(tmp_path: Path) -> None:

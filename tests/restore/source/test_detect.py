@@ -48,6 +48,30 @@ def test_compressed(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
+def test_nothing_is_compressed(form: str, tmp_path: Path) -> None:
+    """As of `dd if=MISTYPED | gzip > image.gz`."""
+    path, target = tmp_path / "image.bin", tmp_path / "target"
+    path.write_bytes(compressed_content(TOOLS[form], 0))
+    target.write_bytes(content(SMALL))
+    assert failed(restore(path, target)) == f"{path} is empty"
+    assert target.read_bytes() == content(SMALL)
+
+
+def test_a_dmg_without_its_end(tmp_path: Path) -> None:
+    """Its name is all that tells it from a raw disk that nobody knows what is on."""
+    path, target = tmp_path / "image.dmg", tmp_path / "target"
+    path.write_bytes(b"\x78\x9c" + content(SMALL))
+    target.write_bytes(bytes(2 * SMALL))
+    assert failed(restore(path, target)) == (
+        f"{path} is no UDIF image, and has no partition table or file system either: it may be cut short; "
+        "--format raw takes it as it is"
+    )
+    assert not any(target.read_bytes())
+    succeeded(restore(path, target, "--format", "raw"))
+    assert_same_bytes(target.read_bytes()[: SMALL + 2], path.read_bytes())
+
+
+@pytest.mark.parametrize("form", FORMATS)
 def test_another_format_than_it_is(form: str, tmp_path: Path) -> None:
     path = tmp_path / "image.bin"
     path.write_bytes(content(SMALL))
