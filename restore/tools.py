@@ -124,4 +124,5 @@ def complaint(err: str, out: str, code: int) -> str:
     """The line that most likely says what went wrong."""
     lines = [line.strip() for line in (err.strip() or out.strip()).splitlines() if line.strip()]
     lines = [line for line in lines if _HINT not in line] or lines
+    lines = [line for line in lines if not line.startswith("(i.e.,")] or lines  # what e2fsck has to add
     return printable(lines[-1]) if lines else f"ended with status {code}"

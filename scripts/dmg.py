@@ -98,6 +98,8 @@ def build_dmg(raw: Path, dmg: Path, codec: str = "zlib", *, run: int = RUN_LENGT
                 chosen = [next(kinds) if any(data) else next(holes) for _, data in batch]
                 stored = pool.map(compress, chosen, (data for _, data in batch))
                 for kind, (start, data), packed in zip(chosen, batch, stored, strict=True):
+                    if len(packed) >= len(data):  # as hdiutil does; nor would 7-Zip read such LZFSE
+                        kind, packed = RunType.RAW, data
                     part.runs.append(Run(kind, start, len(data) // SECTOR, offset, len(packed)))
                     crc = crc if kind == RunType.IGNORE else zlib.crc32(data, crc)
                     fork_crc = zlib.crc32(packed, fork_crc)

@@ -26,6 +26,14 @@ readonly PACKAGES_TEST=(
 # shellcheck disable=SC2034  # read by scripts/demo
 readonly PACKAGES_DEMO=("${PACKAGES_RUN[@]}" mmdebstrap fdisk dosfstools mtools e2fsprogs util-linux mount libnbd-bin)
 
+# What `scripts/demo --tour` makes images with, serves them from, and has its restores checked by.
+# shellcheck disable=SC2034  # read by scripts/demo
+readonly PACKAGES_TOUR=(
+  "${PACKAGES_RUN[@]}" util-linux mount e2fsprogs dosfstools mtools fdisk gdisk parted procps
+  bzip2 xz-utils zstd lz4 7zip qemu-utils partclone bmap-tools gddrescue rsync
+  nbdkit libnbd-bin fuse3 nginx-light openssl openssh-client openssh-server samba
+)
+
 # shellcheck disable=SC2034  # read by scripts/bench
 readonly PACKAGES_BENCH=(
   "${PACKAGES_RUN[@]}" nbdkit libnbd-bin qemu-utils fio

@@ -11,7 +11,7 @@ from typing import Final
 from restore import tools
 from restore.errors import RestoreError
 from restore.finish import references
-from restore.finish.grow import check_ext
+from restore.finish.grow import check_ext, rebuild_directories
 from restore.finish.volumes import ROOTS, Volume, device_of, medium_of, mounted_volume, reread, systems_in, volumes
 from restore.partitions import gpt, mbr
 from restore.partitions.gpt import GPTError
@@ -61,7 +61,9 @@ def _set(under: Opened, volume: Volume, new: str, directory: Path) -> None:
     with device_of(under, volume) as device, uninterrupted():
         if volume.kind in _EXT:
             check_ext(device)
-            tools.run(["tune2fs", "-U", new, device], text="y\n")
+            said = tools.run(["tune2fs", "-U", new, device], text="y\n")
+            if "e2fsck -fD" in said.out + said.err:
+                rebuild_directories(device)
             check_ext(device)
         elif volume.kind == "xfs":
             tools.run(["xfs_admin", "-U", new, device])

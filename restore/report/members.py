@@ -40,7 +40,7 @@ class _LinesOfOne:
         self._phase = phase
 
     def done(self) -> None:
-        self.note(f"{self._phase}...done")
+        self.note(f"{self._phase.removesuffix(f' {self._name}')}...done")  # it is named already
 
     def progress(self, phase: str, done: int, total: int) -> None:
         percent = 100 if total == 0 else done * 100 // total // _STEP * _STEP

@@ -26,13 +26,12 @@ class TextReport:
 
     def begin(self, phase: str) -> None:
         self._end_line()
+        self._phase = phase
         self._write(f"  {phase}...")
         self._phase = phase
 
     def done(self) -> None:
-        if not self._open:  # something was noted meanwhile
-            self._write(f"  {self._phase}...")
-        self._write("done\n")
+        self._write("done\n" if self._open else f"  {self._phase}...done\n")  # a note may have ended its line
 
     def progress(self, phase: str, done: int, total: int) -> None:
         if phase in self._full:

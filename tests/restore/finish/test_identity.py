@@ -105,6 +105,20 @@ END
     assert len([line for line in notes if line.endswith("refers to the new identifiers")]) == 7
 
 
+def test_large_directory(tmp_path: Path, private: None) -> None:
+    """Whose index tune2fs does not write anew, when its checksum is to be that of another UUID."""
+    tree, image = tmp_path / "tree", tmp_path / "fs.img"
+    (tree / "large").mkdir(parents=True)
+    names = {f"{number:064}" for number in range(3000)}
+    for name in names:
+        (tree / "large" / name).touch()
+    make_filesystem(image, "ext4", 64 * MIB, "-b", "1024", "-N", "8000", "-d", str(tree))
+    old = uuid_of(image)
+    assert renewed(image)[0].startswith(f"File system (ext4): UUID {old} is now ")
+    checked(image, "ext4")
+    assert set(in_filesystem(image, "ext4", "ls large").split()) == names
+
+
 def test_mbr_disk(tmp_path: Path, private: None) -> None:
     image = make_filesystem(tmp_path / "fs.img", "ext4", 16 * MIB)
     disk = tmp_path / "disk.img"

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
+from urllib.request import Request, urlopen
 
 from tests.serving import run
 from tests.support import free_port, listens, running
@@ -365,3 +367,23 @@ def sshd(directory: Path) -> Iterator[Share]:
         Path("/run/sshd").mkdir(exist_ok=True)  # it insists, and no service has made it
     with running([f"{_SBIN}/sshd", "-D", "-e", "-f", config], ready=lambda: listens(port), stderr=subprocess.DEVNULL):
         yield Share(files, port)
+
+
+@contextmanager
+def moto(directory: Path) -> Iterator[tuple[int, Callable[[str, bytes], None]]]:
+    """An object store with the bucket `bucket`: its port, and what puts an object there."""
+    port = free_port()
+    log = directory / "log"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with log.open("wb") as errors, running(command, ready=lambda: listens(port), stderr=errors):
+
+        def put(name: str, data: bytes) -> None:
+            scope = "Credential=testing/20260101/us-east-1/s3/aws4_request"
+            who = f"AWS4-HMAC-SHA256 {scope}, SignedHeaders=host, Signature=0"
+            fields = {"Content-Type": "application/octet-stream", "Authorization": who}
+            request = Request(f"http://127.0.0.1:{port}/{name}", data, fields, method="PUT")
+            with urlopen(request, timeout=10) as answer:
+                assert answer.status == 200
+
+        put("bucket", b"")
+        yield port, lambda name, data: put("bucket/" + name.replace("%", "%25").replace(" ", "%20"), data)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import pytest
 
@@ -24,9 +23,9 @@ from restore.source import SourceSettings
 from restore.source.storage import Storage
 from restore.source.storage.url import fetch_beside, open_url
 from tests.restore.engine import restore, succeeded
-from tests.restore.source.storage.servers import Meddler, Share, smbd, sshd
+from tests.restore.source.storage.servers import Meddler, Share, moto, smbd, sshd
 from tests.serving import pattern
-from tests.support import assert_same_bytes, free_port, listens, running
+from tests.support import assert_same_bytes
 
 MIB = 1 << 20
 IMAGE = pattern((9 << 20) + 321, seed=6)
@@ -51,25 +50,6 @@ class Server:
     put: Callable[[str, bytes], None]
     meddler: Meddler
     environment: dict[str, str]
-
-
-@contextmanager
-def moto(directory: Path) -> Iterator[tuple[int, Callable[[str, bytes], None]]]:
-    port = free_port()
-    log = directory / "log"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with log.open("wb") as errors, running(command, ready=lambda: listens(port), stderr=errors):
-
-        def put(name: str, data: bytes) -> None:
-            scope = "testing/20260101/us-east-1/s3/aws4_request"
-            who = f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0"
-            fields = {"Content-Type": "application/octet-stream", "Authorization": who}
-            request = Request(f"http://127.0.0.1:{port}/{name}", data, fields, method="PUT")
-            with urlopen(request, timeout=10) as answer:
-                assert answer.status == 200
-
-        put("bucket", b"")
-        yield port, lambda name, data: put("bucket/" + name.replace("%", "%25").replace(" ", "%20"), data)
 
 
 def put_into(share: Share) -> Callable[[str, bytes], None]:
