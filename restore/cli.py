@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from restore.errors import Differences, RestoreError, say
+from restore.errors import RestoreError
 from restore.grammar import parse
 from restore.grammar.telling import tell
 from restore.report import Report, make_report, put
@@ -26,27 +26,22 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "asr") -> int
     if (text := tell(options, program)) is not None:
         put(sys.stdout, text)
         return 0
-    report = make_report(as_json=options.json, puppetstrings=options.puppetstrings)
+    report = make_report(as_json=options.json, puppetstrings=options.puppetstrings, timed=options.debug)
     try:
         import asyncio
 
         return asyncio.run(_run_until_interrupted(options, report))
-    except Differences as error:
-        report.failed(str(error), error.ranges)
-        return error.status
-    except RestoreError as error:
-        report.failed(str(error))
-        return error.status
-    except OSError as error:
-        report.failed(f"{error.filename}: {say(error)}" if error.filename else say(error))
-        return 1
+    except Exception as error:
+        from restore.failing import tell as tell_failure
+
+        return tell_failure(error, report, debug=options.debug)
     except KeyboardInterrupt:
         report.failed(INTERRUPTED)
         return 1
 
 
 async def _run_until_interrupted(options: argparse.Namespace, report: Report) -> int:
-    """Run the command; SIGINT and SIGTERM end it, and the process with it, once the target is in a known state."""
+    """Run the command; SIGINT, SIGTERM or SIGHUP ends it, and the process, once the target is in a known state."""
     import asyncio
 
     task = asyncio.current_task()
@@ -59,7 +54,10 @@ async def _run_until_interrupted(options: argparse.Namespace, report: Report) ->
             interrupted = True
             task.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup(1)
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
         asyncio.get_running_loop().add_signal_handler(number, interrupt)
     try:
         return await _run(options, report)

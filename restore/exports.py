@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -20,6 +21,8 @@ from targetmode import api
 
 SCHEMES: Final = ("nbd:", "nbds:", "nbd+", "nbds+")
 """What an NBD URI begins with."""
+
+_PARTITION: Final = re.compile(r"partition \d+ of (.+), [^,]+(?:, read-only)?\Z")  # as `targetmode.offer` has it
 
 
 def client(uri: NBDURI, *, timeout: float, notify: Callable[[str], None]) -> Client:
@@ -61,6 +64,12 @@ def control_address(export: ExportInfo) -> api.ControlAddress | None:
     return api.ControlAddress.from_contexts(export.contexts or tuple(export.description.split()))
 
 
+def partition_of(export: ExportInfo) -> str | None:
+    """The export that is the disk an export is a partition of; None where it is none, as far as the server tells."""
+    found = _PARTITION.match(export.description)
+    return None if found is None else found[1]
+
+
 def generation(clients: Iterable[Client], met: Iterable[api.ControlAddress] = ()) -> int:
     """How many runs of their server the clients have spoken to so far, as far as can be told.
 
@@ -97,11 +106,18 @@ class Use:
         uri: how it was named.
         writes: it is a target.
         places: what it can be told by: every two uses of one export share one of them.
+        within: where it is a partition, what its disk can be told by.
     """
 
     uri: NBDURI
     writes: bool
     places: frozenset[tuple[object, ...]]
+    within: frozenset[tuple[object, ...]]
+
+    def clashes(self, other: Use) -> bool:
+        """Whether one is written and both have blocks in common."""
+        shared = self.places & (other.places | other.within) or self.within & other.places
+        return bool(shared) and (self.writes or other.writes)
 
     def end(self) -> None:
         """It is not used any more; more than once does no harm."""
@@ -117,31 +133,39 @@ def use(uri: NBDURI, export: ExportInfo, *, writes: bool) -> Use:
     """Say that an export is used.
 
     Raises:
-        Refused: it is the source and the target at once.
+        Refused: it is the source and the target at once, or two targets, or one of them a partition of the other.
     """
-    this = Use(uri, writes, _places(uri, export))
+    address, disk = control_address(export), partition_of(export)
+    session = None if address is None else address.session
+    within = frozenset[tuple[object, ...]]() if disk is None else _places(uri, disk, session, disk)
+    this = Use(uri, writes, _places(uri, uri.export, session, export.name), within)
     with _lock:
         for other in _uses:
-            if other.writes != writes and other.places & this.places:
-                also = "" if other.uri == uri else f" (as {other.uri})"
-                raise Refused(f"{uri} is both source and target{also}; they have to be two disks")
+            if not this.clashes(other):
+                continue
+            if not other.places & this.places:
+                raise Refused(f"{uri} and {other.uri} are a disk and a partition of it; they have to be two disks")
+            also = "" if other.uri == uri else f" (as {other.uri})"
+            if other.writes and writes:
+                raise Refused(f"{uri} is named as a target twice{also}; each has to be another disk")
+            raise Refused(f"{uri} is both source and target{also}; they have to be two disks")
         _uses.add(this)
     return this
 
 
-def _places(uri: NBDURI, export: ExportInfo) -> frozenset[tuple[object, ...]]:
+def _places(uri: NBDURI, asked: str, session: str | None, name: str) -> frozenset[tuple[object, ...]]:
+    """What an export can be told by: the name asked for at its server, and its own in this run of the server."""
     places: set[tuple[object, ...]] = set()
-    address = control_address(export)
-    if address is not None and address.session:
-        places.add((address.session, export.name))
+    if session:
+        places.add((session, name))
     if uri.socket is not None:
-        name = uri.socket if uri.socket.startswith("\0") else str(Path(uri.socket).resolve())
-        places.add((name, uri.export))
+        at = uri.socket if uri.socket.startswith("\0") else str(Path(uri.socket).resolve())
+        places.add((at, asked))
     else:
-        places.add((uri.host.lower(), uri.port, uri.export))
+        places.add((uri.host.lower(), uri.port, asked))
         try:
             found = socket.getaddrinfo(uri.host, uri.port, type=socket.SOCK_STREAM)
         except OSError:
             found = []
-        places |= {(sockaddr[0], uri.port, uri.export) for *_, sockaddr in found}
+        places |= {(sockaddr[0], uri.port, asked) for *_, sockaddr in found}
     return frozenset(places)

@@ -17,22 +17,33 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
     When the block fails it is removed, and what `path` was is as it was.
 
     Raises:
-        OSError: it cannot be made, synced or renamed.
+        OSError: it cannot be made, synced or renamed; names `path`.
     """
     path = Path(path)
-    fd, temporary = tempfile.mkstemp(prefix=".asr.", suffix=".part", dir=path.parent)
+    with _naming(path):
+        fd, temporary = tempfile.mkstemp(prefix=".asr.", suffix=".part", dir=path.parent)
     try:
         with os.fdopen(fd, "w+b") as file:
             yield file
             file.flush()
             os.fchmod(fd, _mode(path))
             os.fsync(fd)
-        os.replace(temporary, path)  # noqa: PTH105 - of one directory
+        with _naming(path):
+            os.replace(temporary, path)  # noqa: PTH105 - of one directory
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)  # noqa: PTH108
         raise
     sync_directory(path.parent)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors name what the file is for, not the temporary name, which tells nobody anything."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"it cannot be written: {error.strerror}", str(path)) from None
 
 
 def sync_directory(directory: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from restore.errors import Refused, RestoreError
 from targetmode.disks.text import printable
 
 _PATH: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # where file systems' tools are, also when not root's path
+_HINT: Final = "dmesg(1) may have more information"  # mount's last line, behind the one that says it
 
 PACKAGES: Final = {
     "btrfs": "btrfs-progs",
@@ -110,12 +113,16 @@ def run(command: Sequence[str | Path], *, good: Collection[int] = (0,), text: st
     words = [find(str(command[0])), *map(str, command[1:])]
     done = subprocess.run(words, input=text or "", capture_output=True, text=True, errors="replace", env=environment())
     if done.returncode not in good:
-        raise ToolFailed(f"{command[0]}: {complaint(done.stderr, done.stdout, done.returncode)}", done.returncode)
+        line = complaint(done.stderr, done.stdout, done.returncode).removeprefix(f"{command[0]}: ")
+        if os.strerror(errno.ENOSPC) in line and tempfile.gettempdir() in line:
+            line += "; set TMPDIR to a larger directory"
+        raise ToolFailed(f"{command[0]}: {line}", done.returncode)
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
 def complaint(err: str, out: str, code: int) -> str:
     """The line that most likely says what went wrong."""
     lines = [line.strip() for line in (err.strip() or out.strip()).splitlines() if line.strip()]
+    lines = [line for line in lines if _HINT not in line] or lines
     lines = [line for line in lines if not line.startswith("(i.e.,")] or lines  # what e2fsck has to add
     return printable(lines[-1]) if lines else f"ended with status {code}"

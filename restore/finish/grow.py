@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from restore import tools
-from restore.attach import Opened
 from restore.finish.volumes import Volume, device_of, medium_of, mounted_volume, reread, volumes
 from restore.partitions import gpt, mbr
 from restore.partitions.gpt import GPTError
 from restore.partitions.mbr import MBRError
-from restore.private import uninterrupted
+from restore.private.attach import Opened
+from restore.private.process import uninterrupted
 from targetmode.disks.layout import PartitionTable
 from targetmode.disks.text import format_size
 

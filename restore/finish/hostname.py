@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from restore.attach import Opened
 from restore.errors import Refused, RestoreError
 from restore.finish.volumes import ROOTS, systems_in, volumes
-from restore.rooted import Rooted
+from restore.private.attach import Opened
+from restore.private.rooted import Rooted
 
 _NAME: Final = re.compile(
     r"(?=.{1,64}\Z)[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"

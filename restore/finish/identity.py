@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Final
 
 from restore import tools
-from restore.attach import Opened
 from restore.errors import RestoreError
 from restore.finish import references
 from restore.finish.grow import check_ext, rebuild_directories
 from restore.finish.volumes import ROOTS, Volume, device_of, medium_of, mounted_volume, reread, systems_in, volumes
 from restore.partitions import gpt, mbr
 from restore.partitions.gpt import GPTError
-from restore.private import uninterrupted
+from restore.private.attach import Opened
+from restore.private.process import uninterrupted
 from targetmode.disks.layout import PartitionTable
 
 _EXT: Final = ("ext2", "ext3", "ext4")

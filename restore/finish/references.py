@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from restore import tools
-from restore.rooted import Rooted
+from restore.private.rooted import Rooted
 
 FILES: Final = (
     "etc/fstab",

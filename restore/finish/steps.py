@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from restore import tools
-from restore.attach import opened
 from restore.errors import Refused
 from restore.finish.grow import grow as grow_target
 from restore.finish.hostname import check_hostname, set_hostname
 from restore.finish.identity import renew
-from restore.private import in_private
+from restore.private.attach import opened
+from restore.private.process import in_private
 from restore.report import Report
 
 _TOOLS: Final = {"grow": ("resize2fs", "e2fsck"), "new_ids": ("tune2fs", "e2fsck", "swaplabel")}  # that each disk takes

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from restore.attach import Opened, loop
-from restore.mounting import Filesystem, mount_device
 from restore.partitions import Medium, fd_medium
-from restore.rooted import Rooted
+from restore.private.attach import Opened, loop
+from restore.private.mounting import Filesystem, mount_device
+from restore.private.rooted import Rooted
 from targetmode.disks.contents import describe_contents
 from targetmode.disks.layout import Partition, PartitionTable, fd_reader
 from targetmode.disks.signatures import Signature

@@ -1,5 +1,6 @@
 """An image is made to fit its target, or refused, before anything is written.
 
+suited.py   a disk belongs on a disk, not on a partition
 sizes.py    which partition of an image does not fit
 table.py    the backup GPT at the end of a larger disk
 shrink.py   a file system made smaller than a target, on an overlay
@@ -14,8 +15,9 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from restore.fit.shrink import shrunk
-from restore.fit.sizes import check_partitions, check_size
+from restore.fit.shrink import check_shrinkable, shrunk
+from restore.fit.sizes import ANY_SIZE, check_partitions, check_size, claimed_size
+from restore.fit.suited import check_suited, doubts
 from restore.fit.table import fit_table
 from restore.manifest.checked import Prepared
 from restore.report import Report
@@ -57,26 +59,33 @@ async def fitted(
         Refused: it does not fit, with the sizes.
         RestoreError, OSError: the source failed, or a tool did.
     """
-    if target.size >= source.least_size:
+    contents = contents_of(source, ANY_SIZE if source.size is None else None)
+    if settings.restoring:
+        check_suited(source, contents, target)
+        for doubt in doubts(source, contents, target):
+            report.note(doubt)
+    if target.size >= max(source.least_size, claimed_size(source, contents)):
         if not settings.keep_table:
             source, note = fit_table(source, target.size, target.sector_size)
             if note is not None and settings.restoring:
                 report.note(note)
         yield source
         return
-    contents = contents_of(source)
     if contents is not None and contents.table is not None:
         check_partitions(contents.table, source.name, target.name, target.size)
     if contents is None or contents.table is not None or contents.signature is None or not settings.restoring:
-        check_size(source, target)
+        check_size(source, target, claimed_size(source, contents))
         raise AssertionError("it does not fit")
+    size = max(source.least_size, claimed_size(source, contents))
+    check_shrinkable(source.name, contents.signature.kind, size, target.size)
     async with AsyncExitStack() as stack:
         form = attachable(image, place)
         if form is None or isinstance(image.source, Prepared):  # its checks are to be made on all that is read
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="asr-"))
             place, form = str(await spill(source, Path(directory), report)), "raw"
+            size = source.least_size  # it is known now
         smaller = await stack.enter_async_context(
-            shrunk(place, contents.signature.kind, source.least_size, target.size, report, form=form)
+            shrunk(place, contents.signature.kind, size, target.size, report, form=form, name=source.name)
         )
         opened = open_image(str(smaller.path), SourceSettings(format=smaller.form, allow_backing=True)).source
         opened.name = source.name

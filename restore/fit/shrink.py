@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import stat
 import tempfile
@@ -18,12 +19,12 @@ from typing import Any, Final
 
 from nbd.uri import NBDURI
 from restore import tools
-from restore.attach import Opened, loop, opened
 from restore.errors import Refused
 from restore.exports import SCHEMES
 from restore.finish.grow import check_ext
 from restore.finish.volumes import Volume, mounted_volume
-from restore.private import in_private, uninterrupted
+from restore.private.attach import Opened, loop, opened
+from restore.private.process import in_private, uninterrupted
 from restore.report import Report
 from restore.tools import ToolFailed
 from targetmode.disks.layout import fd_reader
@@ -37,6 +38,7 @@ SHRINKABLE: Final = (*EXT, "btrfs", "ntfs")
 _BLOCK: Final = 4096  # bytes that the new size is a multiple of
 EXT_MINIMUM: Final = re.compile(r": (\d+)\s*$")
 NTFS_MINIMUM: Final = re.compile(r"You might resize at (\d+) bytes")
+_BTRFS_LEAST: Final = 256 << 20  # bytes; Linux makes none smaller (btrfs_ioctl_resize in fs/btrfs/ioctl.c)
 BTRFS_MINIMUM: Final = re.compile(r"^(\d+) bytes")
 
 
@@ -65,6 +67,7 @@ async def shrunk(
     *,
     form: str = "raw",
     offset: int = 0,
+    name: str | None = None,
 ) -> AsyncIterator[Shrunk]:
     """Make a file system smaller than its target; the image lasts as long as the context.
 
@@ -76,16 +79,14 @@ async def shrunk(
         report: is told.
         form: the source's format, as qemu-img names it.
         offset: where in the decoded source the volume begins, in bytes.
+        name: of the source for people, where that is not what it lies in.
 
     Raises:
         Refused: it cannot be made so small; one line with the sizes.
         RestoreError: its tools failed.
     """
-    if kind not in SHRINKABLE:
-        raise Refused(
-            f"{source} has {format_size(size)} and the target {format_size(target_size)}: "
-            f"{kind or 'what is on it'} cannot be made smaller; only ext2, ext3, ext4, btrfs and ntfs can"
-        )
+    name = source if name is None else name
+    check_shrinkable(name, kind, size, target_size)
     new_size = target_size // _BLOCK * _BLOCK
     with tempfile.TemporaryDirectory(prefix="asr-shrink-") as directory:
         overlay = Path(directory) / "overlay.qcow2"
@@ -105,11 +106,25 @@ async def shrunk(
         ]
         await asyncio.to_thread(tools.run, list(map(str, create)))
         report.begin(f"Making {kind} fit")
-        arguments = {"overlay": str(overlay), "source": source, "kind": kind, "size": new_size}
+        arguments = {"overlay": str(overlay), "name": name, "kind": kind, "size": new_size}
         await in_private("restore.fit.shrink:shrink_in_private", arguments, report)
         await asyncio.to_thread(tools.run, ["qemu-img", "resize", "-q", "--shrink", str(overlay), str(new_size)])
         report.done()
         yield Shrunk(overlay, "qcow2", new_size)
+
+
+def check_shrinkable(name: str, kind: str, size: int, target_size: int) -> None:
+    """See that a file system is of a kind that can be made smaller; the sizes are to be told.
+
+    Raises:
+        Refused: it is not, or this is not root.
+    """
+    sizes = f"{name} has {format_size(size)} and the target {format_size(target_size)}"
+    if kind not in SHRINKABLE:
+        what = kind or "what is on it"
+        raise Refused(f"{sizes}: {what} cannot be made smaller; only ext2, ext3, ext4, btrfs and ntfs can")
+    if os.geteuid() != 0:
+        raise Refused(f"{sizes}: only root can make its {kind} smaller")
 
 
 def _backing(source: str, form: str, offset: int, size: int) -> str:
@@ -133,25 +148,25 @@ def _backing(source: str, form: str, offset: int, size: int) -> str:
     return "json:" + json.dumps({"driver": "raw", "offset": offset, "size": size, "file": lower})
 
 
-def shrink_in_private(report: Report, directory: Path, *, overlay: str, source: str, kind: str, size: int) -> None:
+def shrink_in_private(report: Report, directory: Path, *, overlay: str, name: str, kind: str, size: int) -> None:
     """What `shrunk` does, in the private process."""
     with opened(overlay, read_only=False, form="qcow2") as under:
         if kind == "btrfs":
-            _shrink_btrfs(under, directory, source, size)
+            _shrink_btrfs(under, directory, name, size)
             return
         with loop(under) as device, uninterrupted():
             if kind in EXT:
-                _shrink_ext(under, device, source, size)
+                _shrink_ext(under, device, name, size)
             else:
-                _shrink_ntfs(device, source, size)
+                _shrink_ntfs(device, name, size)
 
 
 def _refuse(source: str, kind: str, minimum: int, size: int) -> None:
     if minimum > size:
-        raise Refused(
-            f"{source} does not fit: its {kind} can be made no smaller than {format_size(minimum)}, "
-            f"the target has {format_size(size)}"
-        )
+        least, have = format_size(minimum), format_size(size)
+        if least == have:
+            least, have = f"{minimum} bytes ({least})", f"{size}"
+        raise Refused(f"{source} does not fit: its {kind} can be made no smaller than {least}, the target has {have}")
 
 
 def _shrink_ext(under: Opened, device: Path, source: str, size: int) -> None:
@@ -178,4 +193,4 @@ def _shrink_btrfs(under: Opened, directory: Path, source: str, size: int) -> Non
         except ToolFailed:
             found = tools.run(["btrfs", "inspect-internal", "min-dev-size", root]).out
             match = BTRFS_MINIMUM.match(found)
-            _refuse(source, "file system", max(int(match[1]) if match else 0, size + 1), size)
+            _refuse(source, "file system", max(int(match[1]) if match else 0, _BTRFS_LEAST, size + 1), size)

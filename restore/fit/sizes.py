@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from restore.errors import Refused
 from restore.source import Source
+from restore.source.contents import reader_of
+from restore.source.used.facts import Unmapped, facts_of
 from restore.target import Target
+from targetmode.disks.contents import Contents
 from targetmode.disks.layout import Partition, PartitionTable
 from targetmode.disks.text import format_size
 
-_LISTED = 4
+ANY_SIZE: Final = 1 << 62  # bytes, of an image whose size is not known
+_LISTED: Final = 4
 
 
-def check_size(source: Source, target: Target) -> None:
+def claimed_size(source: Source, contents: Contents | None) -> int:
+    """How large an image has to be by what is on it, where only decoding it all would tell; else 0.
+
+    Args:
+        source: it.
+        contents: what is on it, as if it were of any size.
+    """
+    if source.size is not None or contents is None:
+        return 0
+    if contents.table is not None:
+        return max((partition.start + partition.length for partition in contents.table.partitions), default=0)
+    try:
+        return facts_of(contents.signature.kind if contents.signature else "", reader_of(source), ANY_SIZE).size
+    except (Unmapped, OSError):
+        return 0
+
+
+def check_size(source: Source, target: Target, claimed: int = 0) -> None:
     """See that an image is no larger than a target, as far as its size is known.
+
+    Args:
+        source: the image.
+        target: where it goes.
+        claimed: bytes that it has at least.
 
     Raises:
         Refused: it is, with the sizes.
     """
-    if target.size < source.least_size:
+    size = max(source.least_size, claimed)
+    if target.size < size:
         least = "" if source.size is not None else "at least "
         raise Refused(
             f"{target.name} is too small: it has {target.size} bytes ({format_size(target.size)}), "
-            f"{source.name} has {least}{source.least_size} ({format_size(source.least_size)})"
+            f"{source.name} has {least}{size} ({format_size(size)})"
         )
 
 

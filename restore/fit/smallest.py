@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Final
 
 from restore import tools
-from restore.attach import opened
 from restore.errors import RestoreError
 from restore.finish.grow import check_ext
 from restore.finish.volumes import Volume, device_of, medium_of, mounted_volume
 from restore.fit.shrink import BTRFS_MINIMUM, EXT, EXT_MINIMUM, NTFS_MINIMUM
 from restore.partitions import gpt, mbr
 from restore.partitions.gpt import GPTError
-from restore.private import uninterrupted
+from restore.private.attach import opened
+from restore.private.process import uninterrupted
 from restore.report import Report
 from restore.tools import ToolFailed
 from targetmode.disks.layout import fd_reader

@@ -12,9 +12,9 @@ from itertools import chain
 from typing import Final, Self
 
 from nbd.backend import Extent
+from restore.blocks.plan import HEAD
 from restore.partitions import Medium
 from restore.partitions.gpt import GPTError, load, move_backup
-from restore.plan import HEAD
 from restore.source import Forgetful, Payload, Source, Unmapped
 from restore.source.payload import as_memory
 

@@ -69,8 +69,16 @@ def check(options: argparse.Namespace, verb: Parser) -> None:
     source = options.image if name in ("imagescan", "info") else getattr(options, "source", None)
     if source is not None and source.lower().startswith("asr:"):
         verb.error(f"{source}: {MULTICAST}")
+    for place, what in ((source, "source"), *((each, "target") for each in _targets(options))):
+        if place == "":
+            verb.error(f"the {what} has an empty name")
     if name == "restore":
         _check_restore(options, verb)
+
+
+def _targets(options: argparse.Namespace) -> list[str]:
+    targets = getattr(options, "target", None) or []
+    return [targets] if isinstance(targets, str) else targets
 
 
 def _check_restore(options: argparse.Namespace, verb: Parser) -> None:
@@ -143,7 +151,7 @@ def _restore(parser: Parser) -> Parser:
     )  # fmt: skip
     how.add_argument(
         "--keep-unmapped", action="store_true",
-        help="leave the target as it is where the scan or a hole says that nothing is; otherwise zeroes are written",
+        help="leave the target as it is where the scan has nothing (not in the first MiB); else zeroes are written",
     )  # fmt: skip
     how.add_argument(
         "--SHA256", dest="sha256", action="store_true",
@@ -355,7 +363,7 @@ def _add_output(verb: Parser) -> None:
 
 def _add_talk(output: argparse._ArgumentGroup) -> None:
     output.add_argument(
-        "--verbose", action="store_true", help="say also what was found and chosen: format, sizes, connections, engine"
+        "--verbose", action="store_true", help="say also what was found and chosen: format, sizes, scan, connections"
     )
     output.add_argument(
         "--debug", action="store_true",

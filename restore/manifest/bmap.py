@@ -101,6 +101,11 @@ class Bmap:
         """Whether every range has a digest."""
         return 0 not in self._flags
 
+    @property
+    def has_checksums(self) -> bool:
+        """Whether every range has one by `checksum_type`."""
+        return all(flags & _HAS_CHECKSUM for flags in set(self._flags))
+
     def append(self, first: int, last: int, checksum: bytes | None, blake3: bytes | None = None) -> None:
         """Add a range of blocks.
 

@@ -137,17 +137,18 @@ class Prepared:
 
     def forget(self, offset: int, length: int) -> None:
         """All ranges that a range touches, here and in the source."""
-        index = self.bmap.find(offset)
-        while index < len(self.bmap) and (span := self.bmap.span(index))[0] < offset + length:
+        first = index = self.bmap.find(offset)
+        while index < len(self.bmap) and self.bmap.span(index)[0] < offset + length:
             with self._lock:
                 check = self._checks.pop(index, None)
             if check is not None and not check.cancel():
                 check.exception()  # it reads what is about to be forgotten
             with self._long_lock:
                 self._long.pop(index, None)
-            if isinstance(self._source, Forgetful):
-                self._source.forget(span[0], span[1] - span[0])
             index += 1
+        if first < index and isinstance(self._source, Forgetful):
+            start = self.bmap.span(first)[0]
+            self._source.forget(start, self.bmap.span(index - 1)[1] - start)
 
     def reader(self) -> Self:
         """Reads and checks for itself."""

@@ -129,7 +129,7 @@ def _kind_on(device: str) -> str:
         RestoreError: nothing that is mounted.
         OSError: it cannot be read.
     """
-    from restore.mounting import MOUNTED_AS  # the process that mounts again starts faster without
+    from restore.private.mounting import MOUNTED_AS  # the process that mounts again starts faster without
     from targetmode.disks.layout import fd_reader
     from targetmode.disks.machine import block_size_of
     from targetmode.disks.signatures import identify

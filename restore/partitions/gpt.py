@@ -89,6 +89,8 @@ class GPT:
         if partition is None:
             raise GPTError(f"there is no partition {number}")
         before = partition.start + partition.length
+        if self._is_hybrid():
+            raise GPTError("there is a hybrid MBR beside the GPT, which has to say the same")
         step = max(1 << 20, self.sector_size) if partition.start % (1 << 20) == 0 else self.sector_size
         end = max(min(end, self.usable_end) // step * step, before)
         for other in self.partitions:
@@ -117,8 +119,7 @@ class GPT:
                 raise GPTError(f"partition {number} is not behind partition {other.number}")
         if not partition.start < end <= partition.start + partition.length or end % sector:
             raise GPTError(f"partition {number} cannot end at byte {end}")
-        record = self._medium.get(0, 512)
-        if sum(any(record[at : at + 16]) for at in range(446, 510, 16)) != 1:
+        if self._is_hybrid():
             raise GPTError("there is a hybrid MBR beside it")
         size = -(-(end + (self._array_sectors + 1) * sector) // step) * step
         if size < self._medium.size:
@@ -170,6 +171,10 @@ class GPT:
             medium.put(bytes(count * sector), first * sector)
         if old_backup:
             medium.flush()
+
+    def _is_hybrid(self) -> bool:
+        record = self._medium.get(0, 512)
+        return sum(any(record[at : at + 16]) for at in range(446, 510, 16)) != 1
 
     @property
     def _array_sectors(self) -> int:

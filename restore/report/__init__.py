@@ -52,8 +52,12 @@ class Members(Protocol):
         ...
 
 
-def make_report(*, as_json: bool = False, puppetstrings: bool = False) -> Report:
-    """The report that fits what was asked for and where standard output goes."""
+def make_report(*, as_json: bool = False, puppetstrings: bool = False, timed: bool = False) -> Report:
+    """The report that fits what was asked for and where standard output goes; `timed` notes what each phase took."""
+    if timed:
+        from restore.report.timed import TimedReport
+
+        return TimedReport(make_report(as_json=as_json, puppetstrings=puppetstrings))
     if as_json:
         from restore.report.events import JSONReport
 

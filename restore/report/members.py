@@ -136,8 +136,12 @@ def summary_lines(ends: Sequence[tuple[str, int]]) -> list[str]:
     ]
 
 
-def make_members(*, as_json: bool = False, puppetstrings: bool = False) -> Members:
-    """What fits what was asked for and where standard output goes."""
+def make_members(*, as_json: bool = False, puppetstrings: bool = False, timed: bool = False) -> Members:
+    """What fits what was asked for and where standard output goes; `timed` notes what each phase took."""
+    if timed:
+        from restore.report.timed import TimedMembers
+
+        return TimedMembers(make_members(as_json=as_json, puppetstrings=puppetstrings))
     if as_json:
         return Separate(lambda name: JSONReport(sys.stdout, name))
     if puppetstrings:

@@ -13,7 +13,8 @@ What `--puppetstrings` prints: one line for each thing that happens, its fields 
 says what kind of line it is; others than these may be added. With several targets, the target is the last field.
 
   XSTA  PHASE begin|done          a phase begins or has ended: Validating target, Erasing target device DISK, ...
-  PINF  PERCENT  PHASE  DONE TOTAL   progress of Restoring or Verifying, and the same in bytes; at most 101 lines each
+  PINF  PERCENT  PHASE  DONE TOTAL   progress of Restoring, Verifying or another phase that takes time, and the same in
+                                  bytes; at most 101 lines each
   NOTE  TEXT                      something worth a line
   FAIL  TEXT                      the end, badly; DIFF lines may follow
   DIFF  TEXT                      a range that differs

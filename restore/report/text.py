@@ -28,6 +28,7 @@ class TextReport:
         self._end_line()
         self._phase = phase
         self._write(f"  {phase}...")
+        self._phase = phase
 
     def done(self) -> None:
         self._write("done\n" if self._open else f"  {self._phase}...done\n")  # a note may have ended its line

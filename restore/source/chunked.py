@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from nbd.backend import Extent
-from restore.source import Chunks, Payload
+from restore.source import Chunks, Payload, SourceError
 from restore.source.storage import Interruptible
 
 AHEAD: Final = 32 << 20  # bytes decoded ahead of each reader, or a chunk for each worker where those are larger
@@ -57,6 +57,8 @@ class ChunkedSource:
         plain = self._chunks.plain(offset, length)
         if plain is not None:
             return plain
+        if offset + length > self.size:
+            raise SourceError(f"{self.name} ends before byte {offset + length}")
         parts = []
         while length:
             start, end = self._chunks.chunk(offset)

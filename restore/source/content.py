@@ -6,9 +6,10 @@ from contextlib import closing
 from typing import Any, Final, cast
 
 from restore.errors import Refused
-from restore.source import Source, SourceSettings, virtual
+from restore.source import Source, SourceSettings
 from restore.source.chunked import ChunkedSource
 from restore.source.compressed import HEAD, decompressed, sniff
+from restore.source.qemu import headers
 from restore.source.raw import RawImage, RawStream
 from restore.source.storage import InParts, Networked, Storage
 from restore.source.storage.file import LocalFile
@@ -57,8 +58,8 @@ def told(storage: Storage) -> str:
     if storage.seekable and storage.size is not None:
         if _is_udif(storage):
             return "udif"
-        return virtual.sniff(storage.read, storage.size) or "raw"
-    return virtual.sniff(lambda offset, length: first[offset : offset + length], len(first)) or "raw"
+        return headers.sniff(storage.read, storage.size) or "raw"
+    return headers.sniff(lambda offset, length: first[offset : offset + length], len(first)) or "raw"
 
 
 def open_format(storage: Storage, name: str, settings: SourceSettings) -> Source:
@@ -79,8 +80,8 @@ def open_format(storage: Storage, name: str, settings: SourceSettings) -> Source
         if size is not None and not isinstance(storage, InParts):
             return ChunkedSource(PartcloneImage(storage, size), workers=workers)
         return StreamSource(PartcloneStream(storage))
-    if name in virtual.FORMATS:
-        from restore.source.qemu import open_qemu
+    if name in headers.FORMATS:
+        from restore.source.qemu.image import open_qemu
 
         if not isinstance(storage, LocalFile):
             raise _no_file(storage, name)

@@ -8,10 +8,11 @@ from typing import Final
 
 from restore.errors import Refused
 from restore.exports import SCHEMES
-from restore.source import Image, SourceSettings, compressed, virtual
+from restore.source import Image, Source, SourceSettings, compressed
 from restore.source.chunked import ChunkedSource
 from restore.source.clonezilla import is_clonezilla
 from restore.source.content import open_format, told, unpacked
+from restore.source.qemu import headers
 from restore.source.storage import Storage
 from restore.source.storage.device import BlockDevice
 from restore.source.storage.file import LocalFile, SplitFile, split_parts
@@ -19,7 +20,7 @@ from restore.source.storage.url import is_url, open_url
 from restore.source.stream import StreamSource
 
 PLAIN: Final = SourceSettings()
-FORMATS: Final = ("raw", *compressed.FORMATS, "udif", *virtual.FORMATS, "partclone", "clonezilla")
+FORMATS: Final = ("raw", *compressed.FORMATS, "udif", *headers.FORMATS, "partclone", "clonezilla")
 """What `--format` takes: what the bytes that are stored are, where they are compressed what they are then."""
 
 
@@ -36,7 +37,7 @@ def open_image(place: str, settings: SourceSettings = PLAIN) -> Image:
         OSError: it cannot be read.
     """
     if place.startswith(SCHEMES):
-        from restore.source.export import open_export
+        from restore.source.export.image import open_export
 
         return Image(open_export(place, settings), "raw")
     if is_url(place):
@@ -64,7 +65,7 @@ def _open_content(storage: Storage, settings: SourceSettings, path: Path | None 
         if wanted in compressed.FORMATS:
             inner, compression = unpacked(storage, wanted)
             found = "raw"
-        elif wanted in ("raw", *virtual.FORMATS, "udif"):
+        elif wanted in ("raw", *headers.FORMATS, "udif"):
             found = wanted
         else:
             inner, compression = unpacked(storage)
@@ -73,9 +74,34 @@ def _open_content(storage: Storage, settings: SourceSettings, path: Path | None 
     except BaseException:
         inner.close()
         raise
+    try:
+        _check_content(source, found if wanted is None and compression is None else None)
+    except BaseException:
+        source.close()
+        raise
     if compression is not None:
         found = compression if found == "raw" else f"{found}+{compression}"
     return Image(source, found, path)
+
+
+def _check_content(source: Source, told_as: str | None) -> None:
+    """See to it that an image has something in it, and is no UDIF image without its end, which would be taken for raw.
+
+    Raises:
+        Refused: it has not, or is one.
+    """
+    if source.size == 0:
+        raise Refused(f"{source.name} is empty")
+    if told_as != "raw" or not source.name.lower().endswith(".dmg"):
+        return
+    from restore.source.contents import contents_of
+
+    contents = contents_of(source)
+    if contents is not None and contents.table is None and contents.signature is None:
+        raise Refused(
+            f"{source.name} is no UDIF image, and has no partition table or file system either: it may be cut short; "
+            "--format raw takes it as it is"
+        )
 
 
 def _open_device(place: str, mode: int, settings: SourceSettings) -> Image:

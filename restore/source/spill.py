@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from pathlib import Path
 from typing import Final
 
-from restore.attach import FORMS
 from restore.errors import Refused, RestoreError
 from restore.exports import SCHEMES
+from restore.private.attach import FORMS
 from restore.report import Report
 from restore.source import Image, Source
 from restore.source.storage.file import split_parts
@@ -19,7 +20,7 @@ _PIECE: Final = 1 << 20
 
 
 def attachable(image: Image, place: str) -> str | None:
-    """The format that an image can be attached in as it lies (`restore.attach`); None where it has to be decoded.
+    """The format that an image can be attached in as it lies; None where it has to be decoded.
 
     An image that is split, compressed or behind a URL is no such thing, though its bytes are raw in the end.
 
@@ -54,7 +55,12 @@ async def spill(source: Source, directory: Path, report: Report) -> Path:
                 f"{directory} has no room for the decoded image: {format_size(needed)} needed, {free} free; "
                 "set TMPDIR to a directory that has"
             )
-    await asyncio.to_thread(_write_sparse, source, path)
+    try:
+        await asyncio.to_thread(_write_sparse, source, path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise Refused(f"{directory} is too small for the decoded image; set TMPDIR to a larger directory") from None
     return path
 
 

@@ -16,7 +16,7 @@ from typing import Final, Self
 
 from nbd.backend import Extent
 from restore.source import Promising, SourceError, Stream, Zeroes
-from restore.source.storage import Interruptible
+from restore.source.storage import interrupt
 
 UNIT: Final = 1 << 20
 GRAIN: Final = 64 << 10  # runs of zeroes of this size are seen
@@ -109,8 +109,8 @@ class StreamSource:
 
     def close(self) -> None:
         """Stop decoding, and close it."""
-        if self._original and isinstance(self._stream, Interruptible):
-            self._stream.interrupt()
+        if self._original:
+            interrupt(self._stream)
         self._leave()
         if self._original:
             self._stream.close()

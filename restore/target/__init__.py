@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
 
 from nbd.backend import Extent
 from nbd.client import Operation
 
+if TYPE_CHECKING:
+    from targetmode.disks.contents import Contents
+
 ALGORITHM: Final = "xxh3-128"  # of the digests that are compared; one of `targetmode.disks.media.ALGORITHMS`
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a target is.
+
+    Attributes:
+        kind: `block device`, `image file` or `export`.
+        sector_size: logical sector size in bytes, None where that is not known.
+        partition_of: the disk that it is a partition of, for people; None where it is none as far as is known.
+        access: how it is reached, for people; may be empty.
+    """
+
+    kind: str
+    sector_size: int | None
+    partition_of: str | None = None
+    access: str = ""
 
 
 class Target(Protocol):
@@ -31,8 +52,15 @@ class Target(Protocol):
         """Grows when what is written to may be another than before: nothing that was found on it until then holds."""
         ...
 
-    def contents(self) -> str:
-        """What is on it now, in one line for the one who is about to erase it."""
+    @property
+    def facts(self) -> Facts: ...  # noqa: D102 - see that
+
+    def contents(self) -> Contents:
+        """What is on it now; in one line for the one who is about to erase it.
+
+        Raises:
+            NBDError, OSError: it cannot be read.
+        """
         ...
 
     def zeroes(self, offset: int, length: int) -> Iterator[tuple[int, int]]:

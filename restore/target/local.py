@@ -14,8 +14,10 @@ from nbd.connection import FileRange, PayloadError
 from nbd.errors import ConnectionLost, RequestFailed
 from nbd.wire import Command
 from restore.errors import Refused
-from restore.target import ALGORITHM, Verifier, zero_ranges
+from restore.target import ALGORITHM, Facts, Verifier, zero_ranges
+from targetmode.disks.contents import Contents, describe_contents
 from targetmode.disks.layout import fd_reader
+from targetmode.disks.machine import HERE
 from targetmode.disks.media import MediaReader
 from targetmode.disks.preflight import NotADisk, PreflightError, claim
 
@@ -54,11 +56,19 @@ class LocalTarget:
         """As the device tells; of an image file 512."""
         return max(self._backend.geometry.logical_sector, 512)
 
-    def contents(self) -> str:
-        """Partition table, file systems and labels."""
-        from targetmode.disks.contents import describe_contents  # only the question needs it
+    @property
+    def facts(self) -> Facts:
+        """As the kernel tells."""
+        if not self._claim.is_block:
+            return Facts("image file", None)
+        device = os.fstat(self._backend.fd).st_rdev
+        name = HERE.name((os.major(device), os.minor(device)))
+        disk = None if name is None else HERE.parent(name)
+        return Facts("block device", self.sector_size, None if disk is None else str(HERE.node(disk)))
 
-        return str(describe_contents(fd_reader(self._backend.fd), self.size, self.sector_size))
+    def contents(self) -> Contents:
+        """Partition table, file systems and labels."""
+        return describe_contents(fd_reader(self._backend.fd), self.size, self.sector_size)
 
     def zeroes(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """The holes of an image file; a device tells of none."""

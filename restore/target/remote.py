@@ -14,10 +14,11 @@ from nbd.uri import NBDURI
 from nbd.wire import Command, TransmissionFlag
 from restore import exports
 from restore.errors import Refused, RestoreError
-from restore.target import ALGORITHM, Verifier, zero_ranges
+from restore.target import ALGORITHM, Facts, Verifier, zero_ranges
 from restore.target.control import ControlVerifier, LastingVerifier
 from restore.target.fitting import Fitting, blocks_around, read_any
 from targetmode import api
+from targetmode.disks.contents import Contents, describe_contents
 from targetmode.disks.media import ALGORITHMS
 
 DEPTH: Final = 4  # requests in flight on each connection
@@ -88,14 +89,22 @@ class RemoteTarget:
         """The smallest block that the server takes."""
         return max(self._clients[0].export.sizes.minimum, 512)
 
-    def contents(self) -> str:
-        """Partition table, file systems and labels, read over the wire."""
-        from targetmode.disks.contents import describe_contents  # only the question needs it
-
-        client = self._clients[0]
-        return str(
-            describe_contents(lambda offset, length: read_any(client, offset, length), self.size, self.sector_size)
+    @property
+    def facts(self) -> Facts:
+        """As the server tells; that it is a partition only ours does."""
+        export = self._clients[0].export
+        ours = self.control is not None
+        count = len(self._clients)
+        access = f"{count} connection{'s' if count > 1 else ''}, compared by " + (
+            "its own digests" if ours else "reading it back"
         )
+        minimum = export.sizes.minimum
+        return Facts("export", minimum if minimum >= 512 else None, exports.partition_of(export), access)
+
+    def contents(self) -> Contents:
+        """Partition table, file systems and labels, read over the wire."""
+        client = self._clients[0]
+        return describe_contents(lambda offset, length: read_any(client, offset, length), self.size, self.sector_size)
 
     def zeroes(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """What `base:allocation` says."""

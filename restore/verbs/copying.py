@@ -8,15 +8,16 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
 
+from restore.blocks.plan import UNIT
 from restore.errors import Refused
-from restore.filecopy import copy_files
+from restore.files.copy import copy_files
 from restore.manifest.checked import Prepared
-from restore.mounting import Place
-from restore.plan import UNIT
+from restore.private.mounting import Place
 from restore.report import Report
 from restore.source import Image
+from restore.source.clonezilla import is_clonezilla
 from restore.source.spill import attachable, spill
-from restore.verbs.opening import is_export, open_prepared
+from restore.verbs.opening import is_export, open_prepared, same_place
 from targetmode.disks.text import format_size
 
 _CHECKING = "Checking"
@@ -34,9 +35,14 @@ async def copy(options: argparse.Namespace, report: Report) -> int:
     if len(options.target) > 1:
         raise Refused("a file copy has one target; several at once need --erase")
     (where,) = options.target
+    same = where == options.source or same_place(where, options.source)
+    if same and options.source_partition == options.target_partition:
+        raise Refused(f"{where} is both source and target; they have to be two volumes")
     target = Place(where, options.target_partition, "--target-partition")
     async with _mountable(options, report) as source:
-        copied = await copy_files(source, target, report, verify=not options.noverify, max_rate=options.max_rate)
+        copied = await copy_files(
+            source, target, report, verify=not options.noverify, max_rate=options.max_rate, verbose=options.verbose
+        )
     verified = "verified" if not options.noverify else "not verified"
     report.finished(
         f"Copied {copied.items} items ({format_size(copied.size)}), {verified}", items=copied.items, bytes=copied.size
@@ -48,7 +54,8 @@ async def copy(options: argparse.Namespace, report: Report) -> int:
 async def _mountable(options: argparse.Namespace, report: Report) -> AsyncIterator[Place]:
     """The source as something that can be mounted, for as long as the context lasts."""
     place, number = options.source, options.source_partition
-    if is_export(place) or Path(place).is_dir() or Path(place).is_block_device():
+    path = Path(place)
+    if is_export(place) or path.is_block_device() or (path.is_dir() and not is_clonezilla(path)):
         yield Place(place, number)
         return
     with ExitStack() as stack:
@@ -68,7 +75,7 @@ async def _check(image: Image, report: Report) -> None:
     """Read all of a prepared image once, since what mounts it does not know of its scan."""
     import asyncio
 
-    from restore.plan import Kind, cut
+    from restore.blocks.plan import Kind, cut
 
     def read() -> None:
         source, done = image.source, 0

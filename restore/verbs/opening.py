@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import stat
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from nbd.errors import URIError
@@ -61,6 +63,9 @@ def open_prepared(place: str, options: argparse.Namespace, report: Report) -> Im
         if bmap is None:
             _check_unscanned(place, options)
             return image
+        if chosen.get("sha256") and not (bmap.checksum_type == "sha256" and bmap.has_checksums):
+            what = "its scan has no SHA-256 checksums of all of it, which --SHA256 insists on"
+            raise Refused(f"{place}: {what}; asr imagescan {place}")
         keep = chosen.get("keep_unmapped", False)
         prepared = Prepared(image.source, bmap, keep_unmapped=keep, notify=report.note)
     except BaseException:
@@ -105,6 +110,21 @@ def open_target(place: str, options: argparse.Namespace, report: Report, *, read
     from restore.target.local import LocalTarget
 
     return LocalTarget(place, read_only=read_only)
+
+
+def same_place(first: str, second: str) -> bool:
+    """Whether two paths are one file or block device, by whatever names; False where either is not there."""
+    found = []
+    for place in (first, second):
+        if is_export(place):
+            return False
+        try:
+            status = Path(place).stat()
+        except (OSError, ValueError):
+            return False
+        is_device = stat.S_ISBLK(status.st_mode)
+        found.append((is_device, status.st_rdev) if is_device else (is_device, status.st_dev, status.st_ino))
+    return found[0] == found[1]
 
 
 def is_export(place: str) -> bool:

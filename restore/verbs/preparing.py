@@ -13,6 +13,7 @@ from restore.exports import SCHEMES
 from restore.report import Report, put
 from restore.source.detect import open_image
 from restore.source.spill import attachable
+from restore.verbs.found import found_source
 from restore.verbs.opening import source_settings
 
 
@@ -32,9 +33,11 @@ async def scan(options: argparse.Namespace, report: Report) -> int:
     with closing(image.source) as source:
         if image.path is None:
             raise Refused(f"{options.image} is no image file of this machine, which its scan could lie beside")
+        if options.verbose:
+            report.note(found_source(image, source))
         settings = ScanSettings(sign=options.sign)
         if options.minimize is not None:
-            from restore.minimize import minimize
+            from restore.making.minimize import minimize
 
             await minimize(image, options.image, Path(options.minimize), settings, report, used_in)
         used = None
@@ -66,8 +69,8 @@ async def capture(options: argparse.Namespace, report: Report) -> int:
     Raises:
         RestoreError: it was refused, or failed.
     """
-    from restore.capture import CaptureSettings
-    from restore.capture import capture as run
+    from restore.making.capture import CaptureSettings
+    from restore.making.capture import capture as run
 
     place = options.source
     image = open_image(place, source_settings(options, report))
@@ -75,6 +78,8 @@ async def capture(options: argparse.Namespace, report: Report) -> int:
         compress=options.compress, overwrite=options.overwrite, retries=options.retries, sign=options.sign
     )
     with closing(image.source) as source:
+        if options.verbose:
+            report.note(found_source(image, source))
         used = None  # a device tells itself what is used
         if place.startswith(SCHEMES) and not options.all_blocks:
             from restore.source.used.exported import used_blocks_of_export

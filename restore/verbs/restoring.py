@@ -6,17 +6,18 @@ import argparse
 import asyncio
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 
+from restore.blocks.job import Fit, Settings, restore, verify
 from restore.errors import Refused, RestoreError
 from restore.fit import FitSettings, fitted
-from restore.job import Fit, Settings, restore, verify
 from restore.mountpoint import Unmounted, volume_at
 from restore.report import Report
 from restore.source import Image, Source
 from restore.target import Target
-from restore.verbs.opening import is_export, open_prepared, open_target
+from restore.verbs.found import found
+from restore.verbs.opening import is_export, open_prepared, open_target, same_place
 
 Confirm = Callable[[str], bool]
 
@@ -37,6 +38,9 @@ class _Chosen:
     def fit(self, report: Report) -> Fit:
         def fit(source: Source, target: Target) -> AbstractAsyncContextManager[Source]:
             assert self._image is not None
+            if self._options.verbose:
+                for line in found(self._image, source, target):
+                    report.note(line)
             return fitted(self._image, self._options.source, source, target, self._settings, report)
 
         return fit
@@ -64,8 +68,7 @@ async def restore_blocks(options: argparse.Namespace, report: Report) -> int:
         RestoreError: it was refused, or with one target failed.
     """
     confirm = _confirmation(options)
-    if len(set(options.target)) < len(options.target):
-        raise Refused("the same target is named twice")
+    _check_distinct(options.source, options.target)
     finishing = _Finishing(options)
     finishing.check()
     chosen = _Chosen(options, report, restoring=True)
@@ -88,11 +91,25 @@ async def restore_blocks(options: argparse.Namespace, report: Report) -> int:
     if len(options.target) == 1:
         await one(options.target[0], chosen.open, report)
         return 0
-    from restore.fanout import restore_all
+    from restore.blocks.fanout import restore_all
     from restore.report.members import make_members
 
-    members = make_members(as_json=options.json, puppetstrings=options.puppetstrings)
-    return await restore_all(options.target, chosen.open, one, members)
+    members = make_members(as_json=options.json, puppetstrings=options.puppetstrings, timed=options.debug)
+    return await restore_all(options.target, chosen.open, one, members, debug=options.debug)
+
+
+def _check_distinct(source: str, targets: Sequence[str]) -> None:
+    """Refuse what is named twice, as source and target or as two targets, also where its names differ."""
+    for index, target in enumerate(targets):
+        if target == source or same_place(target, source):
+            raise Refused(f"{target} is both source and target{_also(target, source)}; they have to be two disks")
+        for other in targets[:index]:
+            if target == other or same_place(target, other):
+                raise Refused(f"{target} is named as a target twice{_also(target, other)}; each has to be another disk")
+
+
+def _also(name: str, other: str) -> str:
+    return "" if name == other else f" (as {other})"
 
 
 @contextmanager
@@ -141,6 +158,10 @@ class _Finishing:
             await finish(target, report, **self._asked)
         except RestoreError as error:
             raise RestoreError(f"{error}; the image itself is on {target}, {self._verified}") from error
+        except asyncio.CancelledError:
+            raise RestoreError(
+                f"interrupted; the image itself is on {target}, {self._verified}, but not all that was to follow"
+            ) from None
 
 
 def _confirmation(options: argparse.Namespace) -> Confirm | None:

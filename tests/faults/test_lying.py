@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.restore.engine import MIB, asr, failed, named_ranges, nbdkit, restore, succeeded, verify
+from tests.restore.source.storage.servers import Liar, asked, partial
 from tests.serving import pattern, run, serving
 from tests.support import assert_same_bytes, loop_device, running
 
@@ -211,6 +212,44 @@ def test_a_source_that_is_always_wrong(requires_root: None, image: Path, disk: P
         f"more; {disk} is left empty"
     )
     assert_same_bytes(disk.read_bytes()[:MIB], bytes(MIB))
+
+
+def web(image: Path, at: int, times: int) -> Liar:
+    """A web server that has the image and its scan, and damages a byte so often on its way."""
+    files = {"/image": image.read_bytes(), "/image.bmap": Path(f"{image}.bmap").read_bytes()}
+    told = [0]
+
+    def answer(head: str, number: int) -> Iterator[bytes]:
+        data = files.get(head.split()[1])
+        if data is None:
+            yield b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+            return
+        whole = "\r\nrange:" not in head.lower()
+        start, end = (0, len(data)) if whole else asked(head)
+        sent = bytearray(data[start:end])
+        if data is files["/image"] and start <= at < end and end - start >= MIB and told[0] < times:
+            told[0] += 1
+            sent[at - start] ^= 0x10
+        yield partial(data, start, start + len(sent), 'ETag: "1"') + sent
+
+    return Liar(answer)
+
+
+def test_a_web_server_s_transfer(image: Path, disk: Path) -> None:
+    """Damaged once, it is fetched once more; always, it is the source that is damaged, as far as can be told."""
+    old = disk.read_bytes()
+    succeeded(asr("imagescan", image))
+    with web(image, 9 * MIB + 7, 1).started() as server:
+        said = succeeded(restore(server.url(), disk))
+    line = f"the transfer was at fault: MiB 9 of {server.url()} arrived damaged; read once more it is right"
+    assert said.count(f"  {line}\n") == 1
+    assert_same_bytes(disk.read_bytes(), image.read_bytes() + old[IMAGE_SIZE:])
+    with web(image, 9 * MIB + 7, 1000).started() as server:
+        message = failed(restore(server.url(), disk))
+    assert message == (
+        f"the source is at fault: {server.url()} is damaged or was changed: MiB 9 does not match its scan, nor when "
+        f"read once more; {disk} is left empty"
+    )
 
 
 def test_a_medium_that_is_wrong_while_the_source_is_not(image: Path, disk: Path) -> None:

@@ -52,12 +52,14 @@ def decompressed(storage: Storage, name: str) -> Storage:
     from restore.source.compressed import bzip2, gzip, lz4, seekable, xz, zstd
     from restore.source.compressed.blocks import LARGEST, DecodedBlocks
     from restore.source.compressed.decoded import DecodedStream
+    from restore.source.memory import keep_freed
 
+    keep_freed()
     size = None
     found = {"xz": xz.read_index, "zstd": seekable.read_seek_table}.get(name, lambda _: None)(storage)
     if found is not None:
         index, form = found
-        if len(index) > 1 and index.largest() <= LARGEST:
+        if index.largest() <= LARGEST:
             return DecodedBlocks(storage, index, form)
         size = index.size
     formats = {"gzip": gzip.decode, "bzip2": bzip2.decode, "xz": xz.decode, "zstd": zstd.decode, "lz4": lz4.decode}

@@ -7,19 +7,22 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, Protocol
 
 from nbd.backend import Extent
 from nbd.connection import FileRange
 from restore.source import CHUNK_LIMIT
-from restore.source.compressed.parallel import Job, in_order
-from restore.source.storage import Storage
+from restore.source.compressed.parallel import Job, in_order, workers
+from restore.source.storage import Interruptible, Networked, Storage
 
 UNIT: Final = 1 << 20  # parts that begin in the same one are decoded together
 LARGEST: Final = CHUNK_LIMIT - UNIT  # bytes, decoded, of a part
-_KEPT: Final = 4  # parts that are kept for who reads a little at a time
+_KEPT: Final = 32 << 20  # bytes of parts that are kept for who reads a little at a time
 _EMPTY: Final = 1000  # what shrinks by such a factor may well be zeroes
+_GRAIN: Final = 64 << 10  # bytes; smaller runs of zeroes are not looked for
 _ZEROES: Final = bytes(UNIT)
 
 
@@ -83,12 +86,13 @@ class Index:
 
     def largest(self) -> int:
         """Bytes of the image in the largest part."""
-        return max(b - a for a, b in zip(self._starts, self._starts[1:], strict=False))
+        return max(end - start for start, end in pairwise(self._starts))
 
     def small(self) -> Sequence[int]:
         """The parts that are stored as so little that they may be zeroes."""
-        starts, stored = self._starts, self._stored
-        return [n for n, size in enumerate(stored) if size * _EMPTY < starts[n + 1] - starts[n] + (64 << 10)]
+        lengths = (end - start for start, end in pairwise(self._starts))
+        both = enumerate(zip(self._stored, lengths, strict=True))
+        return [number for number, (stored, length) in both if stored * _EMPTY - _GRAIN < length >= _GRAIN]
 
 
 class Format(Protocol):
@@ -117,9 +121,15 @@ class DecodedBlocks:
         self._format = form
         self._passed = 0
         self._lock = threading.Lock()
-        self._kept: OrderedDict[int, bytes] = OrderedDict()
+        self._kept: OrderedDict[int, Future[bytes]] = OrderedDict()
+        self._kept_bytes = 0
         self._zero: dict[int, bool] = {}
         self._small: Sequence[int] | None = None
+
+    @property
+    def connections(self) -> int:
+        """How many parts are worth reading at once."""
+        return self._storage.connections if isinstance(self._storage, Networked) else workers()
 
     @property
     def least_size(self) -> int:
@@ -188,6 +198,11 @@ class DecodedBlocks:
         """As what it is stored in tells."""
         self._storage.check_unchanged()
 
+    def interrupt(self) -> None:
+        """Have what waits for a server fail now."""
+        if isinstance(self._storage, Interruptible):
+            self._storage.interrupt()
+
     def close(self) -> None:
         """Close it."""
         self._storage.close()
@@ -215,13 +230,24 @@ class DecodedBlocks:
         """A part of which only a piece is wanted, and others probably soon."""
         with self._lock:
             found = self._kept.get(number)
-            if found is None:
-                found = self._kept[number] = self._decode(number)
-                if len(self._kept) > _KEPT:
-                    self._kept.popitem(last=False)
-            else:
+            if found is not None:
                 self._kept.move_to_end(number)
-            return found
+            else:
+                mine = self._kept[number] = Future[bytes]()
+                self._kept_bytes += self._index[number].length
+                while self._kept_bytes > _KEPT and len(self._kept) > 2 * workers():
+                    self._kept_bytes -= self._index[self._kept.popitem(last=False)[0]].length
+        if found is not None:
+            return found.result()
+        try:
+            mine.set_result(self._decode(number))
+        except BaseException as error:
+            mine.set_exception(error)
+            with self._lock:  # it may go better the next time
+                if self._kept.get(number) is mine:
+                    del self._kept[number]
+                    self._kept_bytes -= self._index[number].length
+        return mine.result()
 
     def _is_zero(self, number: int) -> bool:
         known = self._zero.get(number)

@@ -8,7 +8,7 @@ from typing import Final
 from nbd.connection import FileRange
 from restore.source.compressed.input import Input
 from restore.source.compressed.parallel import Step, in_order
-from restore.source.storage import Storage
+from restore.source.storage import Interruptible, Storage
 
 _PIECE: Final = 1 << 20
 
@@ -56,6 +56,11 @@ class DecodedStream:
     def check_unchanged(self) -> None:
         """As what it is stored in tells."""
         self._storage.check_unchanged()
+
+    def interrupt(self) -> None:
+        """Have what waits for a server fail now."""
+        if isinstance(self._storage, Interruptible):
+            self._storage.interrupt()
 
     def close(self) -> None:
         """Close it."""

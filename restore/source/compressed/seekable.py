@@ -6,6 +6,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from typing import Final
 
@@ -15,7 +16,7 @@ import zstandard
 from restore.source import SourceError
 from restore.source.compressed.blocks import Index, Part
 from restore.source.compressed.input import damage
-from restore.source.compressed.zstd import MAGIC, decode_frame
+from restore.source.compressed.zstd import MAGIC, decode_frame, is_skippable
 from restore.source.storage import Storage
 
 _HEAD: Final = struct.Struct("<II")  # Skippable_Magic_Number, Frame_Size
@@ -25,6 +26,8 @@ _SEEKABLE: Final = 0x8F92EAB1
 _CHECKSUMS: Final = 0x80  # in the descriptor: entries have a checksum
 _RESERVED: Final = 0x7C
 _MOST: Final = 1 << 24  # frames; of 1 MiB each that are 16 TiB
+_EMPTIES: Final = 1000  # frames that hold nothing, at most, and
+_EMPTY: Final = 1 << 10  # bytes that one may take
 _BLOCK: Final = 128 << 10
 _HAS_CHECKSUM: Final = 0x04  # in a frame's header descriptor
 
@@ -101,13 +104,27 @@ def read_seek_table(storage: Storage) -> tuple[Index, Seekable] | None:
     index = Index()
     kept = array("I")
     at = 0
+    empty = 0
     for number, (taken, held) in enumerate(zip(stored, lengths, strict=True)):
+        if not held and taken:  # nothing would ever be read of it, so that nobody would see if that is not so
+            empty += 1
+            if taken > _EMPTY or empty > _EMPTIES or not _is_empty(storage.name, at, storage.read(at, taken)):
+                return None
         if held:
             index.append(at, taken, held)
             if checksums is not None:
                 kept.append(checksums[number])
         at += taken
     return (index, Seekable(storage.name, kept if checksums is not None else None)) if len(index) else None
+
+
+def _is_empty(name: str, at: int, stored: bytes) -> bool:
+    """Whether a frame holds nothing."""
+    if is_skippable(stored[:4]):
+        return int.from_bytes(stored[4:8], "little") == len(stored) - 8
+    with suppress(SourceError, zstandard.ZstdError):
+        return zstandard.frame_content_size(stored) in (-1, 0) and not decode_frame(name, at, stored, 1)
+    return False
 
 
 class SeekTable:

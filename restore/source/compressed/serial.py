@@ -21,7 +21,7 @@ class Decompressor(Protocol):
     def needs_input(self) -> bool: ...  # noqa: D102
 
     @property
-    def unused_data(self) -> bytes: ...  # noqa: D102
+    def unused_data(self) -> bytes | None: ...  # noqa: D102
 
     def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...  # noqa: D102
 
@@ -54,4 +54,4 @@ def decode_one(
             source.damaged(f"{what}: {error}", at)
         if piece:
             yield piece
-    source.give_back(decompressor.unused_data)
+    source.give_back(decompressor.unused_data or b"")  # None is what lz4 has for nothing

@@ -12,7 +12,7 @@ from restore.source import SourceError
 from restore.source.partclone.bitmap import Bitmap, parse_bitmap
 from restore.source.partclone.checksum import checksum
 from restore.source.partclone.header import HEADER_1_SIZE, Header, Mode, parse_header
-from restore.source.storage import Storage
+from restore.source.storage import Storage, interrupt
 
 _CHUNK: Final = 4 << 20  # bytes of the image decoded together
 _TOGETHER: Final = 32 << 20  # bytes of what is stored that are read at once, to check them and to take blocks of them
@@ -90,6 +90,10 @@ class PartcloneImage:
     def check_unchanged(self) -> None:
         """As the storage tells."""
         self._storage.check_unchanged()
+
+    def interrupt(self) -> None:
+        """Have what waits for a server fail now."""
+        interrupt(self._storage)
 
     def close(self) -> None:
         """Close it."""

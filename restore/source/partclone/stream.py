@@ -10,7 +10,7 @@ from restore.source.partclone.bitmap import Bitmap, parse_bitmap
 from restore.source.partclone.checksum import checksum
 from restore.source.partclone.header import HEADER_1_SIZE, HEADER_2_SIZE, Header, parse_header
 from restore.source.partclone.image import check_stored_size, damaged
-from restore.source.storage import Storage
+from restore.source.storage import Storage, interrupt
 
 _UNIT: Final = 1 << 20  # what is decoded comes in pieces that end at multiples of this
 _ZEROES: Final = memoryview(bytes(_UNIT))
@@ -87,6 +87,10 @@ class PartcloneStream:
     def check_unchanged(self) -> None:
         """As the storage tells."""
         self._storage.check_unchanged()
+
+    def interrupt(self) -> None:
+        """Have what waits for a server fail now."""
+        interrupt(self._storage)
 
     def close(self) -> None:
         """Close it."""

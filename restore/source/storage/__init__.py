@@ -113,3 +113,9 @@ class Networked(Storage, Interruptible, Protocol):
 
     @property
     def connections(self) -> int: ...  # noqa: D102 - see the class
+
+
+def interrupt(what: object) -> None:
+    """Have what waits for a server there fail now, if anything does."""
+    if isinstance(what, Interruptible):
+        what.interrupt()

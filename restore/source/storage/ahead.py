@@ -12,6 +12,7 @@ PIECE: Final = 4 << 20  # bytes asked for at once
 _AHEAD: Final = 2  # pieces ahead of who reads, for each connection
 _SPARE: Final = 8  # more pieces that are kept
 _RECENT: Final = 64  # places in which reading goes on that are remembered
+_TAIL: Final = 64 << 10  # bytes at the end that are had at once
 _UNIT: Final = 1 << 20  # bytes that `stream` hands on at once
 
 
@@ -37,6 +38,7 @@ class ReadAhead:
         self._fetch = fetch
         self._size = size
         self._head = head
+        self._tail: bytes | None = None
         self._piece = piece
         self._ahead = _AHEAD * connections
         self._pool = ThreadPoolExecutor(connections, thread_name_prefix="fetch")
@@ -51,6 +53,8 @@ class ReadAhead:
             return b""
         if offset + length <= len(self._head):
             return self._head[offset : offset + length]
+        if offset >= self._size - _TAIL and length < self._piece:
+            return self._last()[offset - self._size :][:length]
         if length >= self._piece or not self._goes_on(offset, length):
             return self._fetch(offset, length)
         parts = []
@@ -84,6 +88,13 @@ class ReadAhead:
         """End its threads; what they wait for has to end by itself."""
         self._pool.shutdown(cancel_futures=True)
         self._pieces.clear()
+
+    def _last(self) -> bytes:
+        """The last bytes, which are looked at again and again to tell what it is."""
+        if self._tail is None:
+            start = max(self._size - _TAIL, 0)
+            self._tail = self._fetch(start, self._size - start)
+        return self._tail
 
     def _goes_on(self, offset: int, length: int) -> bool:
         """Whether a read is in a piece that is there, or goes on from one shortly before it."""

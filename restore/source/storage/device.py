@@ -9,8 +9,8 @@ from typing import Final
 
 from nbd.backend import measure
 from nbd.connection import FileRange
-from restore.attach import Opened
 from restore.errors import Refused
+from restore.private.attach import Opened
 from restore.source.storage.file import read_at
 from targetmode.disks.preflight import Claim, PreflightError, claim
 

@@ -11,8 +11,6 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from io import BytesIO
 from typing import Final, NoReturn
 
 import xxhash
@@ -23,6 +21,7 @@ from restore.source import SourceError, SourceSettings
 from restore.source.storage import Missing
 from restore.source.storage.address import Address
 from restore.source.storage.ahead import ReadAhead
+from restore.source.storage.answers import Version, advice, content_range
 from restore.source.storage.outage import Outage, Outages
 from restore.source.storage.web import Answer, Lie, Lost, Silent, Unreachable, Web, described
 from targetmode.disks.text import printable
@@ -34,42 +33,7 @@ _TICK: Final = 2.0  # seconds after which a connection is looked at
 _LAGGING: Final = 16  # times slower than others are: given up for a new one
 _OPENINGS: Final = 3  # times that a connection may be lost before anything is known
 _STARTS: Final = 5  # times that an image is begun anew without coming further
-_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)", re.IGNORECASE)
 _NOTHING = re.compile(r"bytes \*/0", re.IGNORECASE)
-_ETAG = re.compile(r'(W/)?"[!\x23-\x7e\x80-\xff]{0,1000}"')
-_DATE = re.compile(r"[ -~]{1,60}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Version:
-    """What tells one content of a URL from another, as far as the server says."""
-
-    etag: str | None
-    modified: str | None
-
-    @classmethod
-    def of(cls, answer: Answer) -> _Version:
-        etag, modified = answer.field("etag") or "", answer.field("last-modified") or ""
-        return cls(
-            etag if _ETAG.fullmatch(etag) else None,
-            modified if _DATE.fullmatch(modified) else None,
-        )
-
-    def contradicts(self, other: _Version) -> bool:
-        """Whether they are not of the same content; an answer to If-Range need not repeat what was in there."""
-        pairs = ((self.etag, other.etag), (self.modified, other.modified))
-        return any(mine is not None and its is not None and mine != its for mine, its in pairs)
-
-    @property
-    def strong(self) -> bool:
-        """Whether an equal one means equal bytes."""
-        return self.etag is not None and not self.etag.startswith("W/")
-
-    @property
-    def condition(self) -> dict[str, str]:
-        """The field that has the server send a range of this version only."""
-        value = self.etag if self.strong else self.modified
-        return {"If-Range": value} if value else {}
 
 
 class HTTPStorage:
@@ -170,18 +134,18 @@ class HTTPStorage:
     def _learn(self, answer: Answer) -> bool:
         """Take what the first answer tells; whether its beginning arrived."""
         self._refuse_status(answer, opening=True)
-        self._version = _Version.of(answer)
+        self._version = Version.of(answer)
         if answer.status == 206:
             start, end, total = self._range_of(answer)
             if total is None:
                 raise SourceError(f"{self.name}: the server does not say how large it is")
             if (start, end) != (0, min(_HEAD, total)):
                 self._lies(f"it sends bytes {start} to {end - 1}, and was asked for 0 to {min(_HEAD, total) - 1}")
-            head = memoryview(bytearray(end))
-            if self._receive(answer, head, end, self._outages.begin())[0] < end:
+            head, _ = self._receive(answer, end, self._outages.begin(), all_of_it=True)
+            if len(head) < end:
                 return False
             self.size = total
-            self._ahead = ReadAhead(self._fetch, total, self.connections, head=bytes(head))
+            self._ahead = ReadAhead(self._fetch, total, self.connections, head=head)
             return True
         if answer.length == 0:
             raise Refused(f"{self.name} is empty")
@@ -191,12 +155,10 @@ class HTTPStorage:
                 "noticed; download it first"
             )
         self.size = answer.length
-        head = memoryview(bytearray(min(_HEAD, answer.length or _HEAD)))
-        count, ended = self._receive(answer, head, None, self._outages.begin())
-        if count < len(head) and ended != "whole":
+        self._head, ended = self._receive(answer, _HEAD, self._outages.begin())
+        if len(self._head) < _HEAD and ended != "whole":
             return False
-        self._head = bytes(head[:count])
-        if not count:
+        if not self._head:
             raise Refused(f"{self.name} is empty")
         self._first = answer
         return True
@@ -205,21 +167,21 @@ class HTTPStorage:
 
     def _fetch(self, offset: int, length: int) -> bytes:
         """All bytes of a range, over as many connections one after the other as it takes."""
-        holder = _room(length)
+        parts: list[bytes] = []
+        done = 0
         outage = self._outages.begin()
-        with holder.getbuffer() as buffer:
-            done = 0
-            while done < length:
-                try:
-                    with self._ask(self._range(offset + done, length - done)) as answer:
-                        self._judge(answer, offset + done, length - done)
-                        moved, ended = self._receive(answer, buffer[done:], length - done, outage)
-                        done += moved
-                        if done < length and ended != "slow":
-                            raise Lost(_why(ended))
-                except Lost as error:
-                    outage.failed(error)
-        return holder.getvalue()
+        while done < length:
+            try:
+                with self._ask(self._range(offset + done, length - done)) as answer:
+                    self._judge(answer, offset + done, length - done)
+                    part, ended = self._receive(answer, length - done, outage, all_of_it=True)
+                    parts.append(part)
+                    done += len(part)
+                    if done < length and ended != "slow":
+                        raise Lost(_why(ended))
+            except Lost as error:
+                outage.failed(error)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _range(self, offset: int, length: int) -> dict[str, str]:
         return {"Range": f"bytes={offset}-{offset + length - 1}", **self._version.condition}
@@ -239,7 +201,7 @@ class HTTPStorage:
             SourceError: it is something else.
         """
         self._refuse_status(answer)
-        if _Version.of(answer).contradicts(self._version):
+        if Version.of(answer).contradicts(self._version):
             self._changed()
         if not self.seekable:
             if answer.status != 200 or answer.length != self.size:
@@ -256,50 +218,48 @@ class HTTPStorage:
             self._lies(f"it sends bytes {start} to {end - 1}, and was asked for {offset} to {offset + length - 1}")
 
     def _range_of(self, answer: Answer) -> tuple[int, int, int | None]:
-        """Start, end and size of all, in bytes, of a partial answer."""
-        told = answer.all("content-range")
-        found = _RANGE.fullmatch(told[0]) if len(told) == 1 else None
-        if found is None:
-            self._lies(f"it does not say which bytes it sends ({printable(told[0]) if told else 'no Content-Range'})")
-        start, end = int(found[1]), int(found[2]) + 1
-        total = None if found[3] == "*" else int(found[3])
-        if start >= end or (total is not None and end > total):
-            self._lies(f"it sends bytes {start} to {end - 1} of {total}")
-        if answer.length not in (None, end - start):
-            self._lies(f"it sends {answer.length} bytes as bytes {start} to {end - 1}")
-        return start, end, total
+        try:
+            return content_range(answer)
+        except Lie as error:
+            self._lies(str(error))
 
     def _receive(
-        self, answer: Answer, buffer: memoryview, length: int | None, outage: Outage
-    ) -> tuple[int, str | Exception]:
-        """Fill a buffer from an answer.
+        self, answer: Answer, length: int, outage: Outage, *, all_of_it: bool = False
+    ) -> tuple[bytes, str | Exception]:
+        """Take bytes from an answer, of which those may be all that there are to be.
 
         Returns:
             The bytes that came, and if those are fewer why: `whole`, `slow`, or what failed.
         """
-        done = 0
+        parts: list[bytes] = []
+        left = length
         began = time.monotonic()
-        while done < len(buffer):
-            if answer.over() != "":
-                break
-            count = answer.read_into(buffer[done:], min(_TICK, self._settings.timeout))
-            done += count
-            if done == len(buffer):
+        ended: str | Exception = ""
+        while left and (ended := answer.over()) == "":
+            part = answer.read(left, min(_TICK, self._settings.timeout))
+            parts.append(part)
+            left -= len(part)
+            if not left:
                 outage.moved()
                 break
-            outage.arrived(count)
+            outage.arrived(len(part))
             if outage.overdue:
-                return done, Lost(f"no movement for {self._settings.timeout:g} seconds")
-            if length is not None and answer.over() == "" and self._pace.lags(done, time.monotonic() - began):
-                return done, "slow"
-        if length is not None and done == length:
-            self._pace.add(length, time.monotonic() - began)
-            try:
-                answer.finish(self._settings.timeout)
-            except Lie as error:
-                self._lies(str(error))
-            return done, "whole"
-        return done, answer.over()
+                ended = Lost(f"no movement for {self._settings.timeout:g} seconds")
+                break
+            if all_of_it and answer.over() == "" and self._pace.lags(length - left, time.monotonic() - began):
+                ended = "slow"
+                break
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        if left:
+            return data, ended
+        if not all_of_it:
+            return data, answer.over()
+        self._pace.add(length, time.monotonic() - began)
+        try:
+            answer.finish(self._settings.timeout)
+        except Lie as error:
+            self._lies(str(error))
+        return data, "whole"
 
     # --- without ranges ---
 
@@ -318,13 +278,10 @@ class HTTPStorage:
             with answer:
                 ended: str | Exception = ""
                 while ended == "":
-                    holder = _room(_UNIT)
-                    with holder.getbuffer() as buffer:
-                        count, ended = self._receive(answer, buffer, None, outage)
-                    if count:
-                        piece = holder.getvalue()[:count]
+                    piece, ended = self._receive(answer, _UNIT, outage)
+                    if piece:
                         passed.update(piece)
-                        offset += count
+                        offset += len(piece)
                         yield piece
                         outage.resume()
                 if ended == "more":
@@ -362,13 +319,12 @@ class HTTPStorage:
                 raise
 
     def _skip(self, answer: Answer, offset: int, digest: bytes, outage: Outage) -> None:
-        buffer = memoryview(bytearray(_UNIT))
         passed = xxhash.xxh3_128()
         skipped = 0
         while skipped < offset:
-            count, ended = self._receive(answer, buffer[: min(_UNIT, offset - skipped)], None, outage)
-            passed.update(buffer[:count])
-            skipped += count
+            piece, ended = self._receive(answer, min(_UNIT, offset - skipped), outage)
+            passed.update(piece)
+            skipped += len(piece)
             if ended != "" and skipped < offset:
                 raise Lost(_why(ended))
         if passed.digest() != digest:
@@ -392,7 +348,7 @@ class HTTPStorage:
             raise Refused(f"{self.name} is empty")
         if not opening and (status == 429 or status >= 500):
             raise Lost(f"the server answers {described(status)}")
-        text = f"{self.name}: {_advice(status, answer, self._web.logs_in)} ({described(status)})"
+        text = f"{self.name}: {advice(status, answer, self._web.logs_in)} ({described(status)})"
         if opening and status in (403, 404, 410):
             raise Missing(text, forbidden=status == 403)
         raise (Refused if opening else RestoreError)(text)
@@ -425,38 +381,9 @@ class _Pace:
         return True
 
 
-def _room(length: int) -> BytesIO:
-    """Memory to be filled by its `getbuffer`: its `getvalue` is that same memory, as nobody else has had it."""
-    return BytesIO(bytes(length))
-
-
 def _why(ended: str | Exception) -> str:
     if isinstance(ended, Lost):
         return str(ended)
     if isinstance(ended, OSError):
         return printable(ended.strerror or str(ended))
     return "the server closed the connection early"
-
-
-def _advice(status: int, answer: Answer, logged_in: bool) -> str:
-    """What a status means here, and what to do."""
-    match status:
-        case 401 if not any(text.lower().startswith("basic") for text in answer.all("www-authenticate")):
-            return "the server wants another kind of login than by name and password"
-        case 401 if logged_in:
-            return "the server does not accept the user name and password; check the URL or ~/.netrc"
-        case 401:
-            return "the server wants a user name and password; put them into ~/.netrc"
-        case 403:
-            return "the server does not let it be read; check its permissions, and whether a signed URL is too old"
-        case 404 | 410:
-            return "the server has no such file; check the URL"
-        case 407:
-            return "the proxy wants a user name and password; put them into http_proxy"
-        case 416:
-            return "the server has no such range of it"
-        case 429:
-            return "the server is asked too often; wait, or say fewer connections"
-        case _ if status >= 500:
-            return "the server has failed; see its log, or try again later"
-    return "the server does not send it"

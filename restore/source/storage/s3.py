@@ -7,11 +7,13 @@ import threading
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
+from functools import cache
 from typing import Any, Final
 from urllib.parse import unquote
 
 import aiohttp
 import s3fs
+from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, NoCredentialsError, PartialCredentialsError
 
 from restore.errors import Refused
@@ -53,6 +55,12 @@ class S3:
                 asyncio.run_coroutine_threadsafe(client.close(), fs.loop).result(1.0)
 
 
+@cache
+def _descriptions() -> Any:
+    """What reads the services' descriptions, once for all: that takes the better part of a second."""
+    return get_session().get_component("data_loader")
+
+
 def _filesystem(timeout: float) -> Any:
     # Trying again is done by who asks, with a word about it.
     limits = {
@@ -61,7 +69,9 @@ def _filesystem(timeout: float) -> Any:
         "retries": {"max_attempts": 1},
         "max_pool_connections": _POOL,
     }
-    fs = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False, config_kwargs=limits)
+    session = get_session()
+    session.register_component("data_loader", _descriptions())
+    fs = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False, config_kwargs=limits, session=session)
     fs.retries = 1
     return fs
 

@@ -92,26 +92,25 @@ class Answer:
         """All fields of that name."""
         return [str(value).strip() for value in self._response.headers.get_all(name, [])]
 
-    def read_into(self, buffer: memoryview, seconds: float) -> int:
-        """Fill a buffer as far as the body comes within some time; fewer bytes: `over` tells whether more may come."""
+    def read(self, most: int, seconds: float) -> bytes:
+        """What comes of the body within some time; if that is less than `most`, `over` tells whether more may come."""
         line = self._line
         line.deadline = time.monotonic() + seconds
         if self._chunked:
-            return self._read_chunked(buffer)
+            return self._read_chunked(most)
         line.body = True
-        wanted = len(buffer) if self._left is None else min(len(buffer), self._left)
-        count = line.reader.readinto(buffer[:wanted]) or 0
+        data = line.reader.read(most if self._left is None else min(most, self._left)) or b""  # None: nothing yet
         if self._left is not None:
-            self._left -= count
-        return count
+            self._left -= len(data)
+        return data
 
-    def _read_chunked(self, buffer: memoryview) -> int:
+    def _read_chunked(self, most: int) -> bytes:
         self._line.deadline = time.monotonic() + self._web.patience
         try:
-            return self._response.readinto(buffer[:_CHUNKED])
+            return self._response.read(min(most, _CHUNKED))
         except (HTTPException, OSError, ValueError) as error:
             self._line.failure = error
-            return 0
+            return b""
 
     def over(self) -> Literal["", "whole", "more"] | Exception:
         """Whether more can come: no since it is whole, no since it failed; `more`: it is longer than it said.
@@ -137,7 +136,7 @@ class Answer:
             Lie: there is more.
         """
         if self.over() == "":  # of a body whose end is in sight only behind it
-            extra = self.read_into(memoryview(bytearray(1)), seconds)
+            extra = self.read(1, seconds)
             if extra or self.over() == "more":
                 raise Lie("it is longer than it says")
         if self.over() == "more":

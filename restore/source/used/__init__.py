@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from nbd.backend import Extent
-from restore.attach import Opened, loop, opened
 from restore.errors import Refused, RestoreError
+from restore.private.attach import Opened, loop, opened
 from restore.source.used import btrfs, partclone
 from restore.source.used.facts import Unmapped, check_device, facts_of, kind_of
 from restore.source.used.runs import Run, Runs

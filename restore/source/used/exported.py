@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from restore.attach import opened
 from restore.errors import Refused
-from restore.private import in_private
+from restore.private.attach import opened
+from restore.private.process import in_private
 from restore.report import Report
 from restore.source.used import UsedBlocks, used_blocks
 from restore.source.used.runs import Runs

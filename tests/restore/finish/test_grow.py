@@ -113,3 +113,17 @@ def test_disk_with_sectors_of_4096_bytes(tmp_path: Path, private: None) -> None:
     run("dd", f"if={image}", f"of={fs}", "bs=1M", "skip=1", "count=94", "status=none")
     checked(fs, "ext4")
     assert room(fs, "ext4") > 80
+
+
+def test_hybrid_mbr(tmp_path: Path, private: None) -> None:
+    """Only one of the two tables would say that the partition is larger."""
+    disk = partitioned(tmp_path / "disk.img", make_filesystem(tmp_path / "fs.img", "ext4", 8 * MIB))
+    run("sgdisk", "-h", "1", disk)
+    with disk.open("r+b") as file:
+        file.truncate(disk.stat().st_size + 20 * MIB)
+    run("sgdisk", "-e", disk)
+    before = disk.read_bytes()
+    said = "there is a hybrid MBR beside the GPT, which has to say the same"
+    assert grown(disk) == [f"Partition 1 (ext4) left as it is: {said}"]
+    assert disk.read_bytes() == before
+    assert "No problems found" in run("sgdisk", "-v", disk).out

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbd.backend import Extent
+from restore.blocks.plan import Kind, cut
 from restore.errors import join
 from restore.fit.table import MOVING, Overlaid, fit_table
-from restore.plan import Kind, cut
 from restore.source import Source, Unmapped
 from restore.source.detect import open_image
 from restore.source.payload import as_memory
@@ -125,6 +125,14 @@ def test_several_disks_of_different_sizes(image: Path, tmp_path: Path) -> None:
     assert out.count(MOVING) == 2
     for disk in disks:
         assert "No problems found" in run("sgdisk", "-v", disk).out
+
+
+def test_a_compressed_disk_that_does_not_fit(image: Path, tmp_path: Path) -> None:
+    """Its size is not known before it was decoded, but its partitions are."""
+    run("gzip", "--keep", "--fast", image)
+    packed, disk = Path(f"{image}.gz"), blank(tmp_path / "disk", 12 * MIB)
+    assert failed(restore(packed, disk)).endswith("where partition 2 (8.0 MiB, ends at 17.0 MiB) does not fit")
+    assert disk.read_bytes() == b"\x55" * (12 * MIB)
 
 
 def test_a_disk_that_is_too_small_for_a_partition(image: Path, tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbd.connection import FileRange
+from restore.blocks.plan import Kind, cut
 from restore.manifest.beside import load
 from restore.manifest.checked import Prepared
 from restore.manifest.scan import scan
-from restore.plan import Kind, cut
 from restore.source import Source, SourceError, Unmapped
 from restore.source.detect import open_image
 from restore.source.payload import as_memory

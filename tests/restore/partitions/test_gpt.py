@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restore.partitions import Medium
+from restore.partitions import Medium, mbr
 from restore.partitions.gpt import MOVED, GPTError, load, move_backup
+from restore.partitions.mbr import MBRError
 from targetmode.disks import gpt
 from targetmode.disks.table import read_table
 from tests.serving import run
@@ -277,3 +278,82 @@ def _original(factory: pytest.TempPathFactory) -> bytes:
         _made.append(path.read_bytes())
         path.unlink()
     return _made[0]
+
+
+# --- A disk that is cut after its last partition ---
+
+
+def cut_gpt(image: Path, number: int, end: int, medium: Medium) -> int:
+    table = load(medium)
+    assert table is not None
+    size = table.cut_after(number, end)
+    table.store()
+    grown(image, size)
+    return size
+
+
+def test_cut_after_the_last_partition(tmp_path: Path, open_medium: Open) -> None:
+    image = sgdisk_image(tmp_path / "disk.img")
+    before = rows(image)
+    assert cut_gpt(image, 2, 9 * MIB, open_medium(image)) == 10 * MIB
+    verified(image)
+    now = rows(image)
+    assert now[0] == before[0]
+    assert now[1] == (before[1][0], 9 * 2048 - before[1][0], *before[1][2:])
+    medium = open_medium(image)
+    assert medium.get(0, 512)[446 + 12 : 446 + 16] == (10 * 2048 - 1).to_bytes(4, "little")
+    table = load(medium)
+    assert table is not None
+    assert table.is_fitted()
+    assert cut_gpt(image, 2, 9 * MIB, medium) == 10 * MIB, "and once more changes nothing"
+    verified(image)
+
+
+def test_cut_with_sectors_of_4096_bytes(tmp_path: Path, open_medium: Open) -> None:
+    image = tmp_path / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(16 * MIB)
+    with loop_device(image, sector=4096) as device:
+        run("sgdisk", "-n1:0:+4M", "-n2:0:0", device)
+    assert cut_gpt(image, 2, 8 * MIB, open_medium(image)) == 9 * MIB
+    with loop_device(image, sector=4096) as device:
+        verified(device)
+
+
+def test_what_is_not_cut(tmp_path: Path, open_medium: Open) -> None:
+    image = sgdisk_image(tmp_path / "disk.img")
+    before = image.read_bytes()
+    table = load(open_medium(image))
+    assert table is not None
+    for number, end, why in (
+        (3, 9 * MIB, "there is no partition 3"),
+        (1, 3 * MIB, "partition 1 is not behind partition 2"),
+        (2, 5 * MIB, f"partition 2 cannot end at byte {5 * MIB}"),
+        (2, 16 * MIB, f"partition 2 cannot end at byte {16 * MIB}"),
+        (2, 9 * MIB + 5, f"partition 2 cannot end at byte {9 * MIB + 5}"),
+    ):
+        with pytest.raises(GPTError) as caught:
+            table.cut_after(number, end)
+        assert str(caught.value) == why
+    assert_same_bytes(image.read_bytes(), before)
+
+
+def test_mbr_is_cut(tmp_path: Path, open_medium: Open) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(16 * MIB))
+    run("sfdisk", image, stdin="label: dos\nstart=2048, size=4M, type=83\nstart=10240, size=10M, type=7\n")
+    medium = open_medium(image)
+    for number, end, why in (
+        (5, 9 * MIB, "partition 5 is a logical one, which is not made smaller"),
+        (1, 3 * MIB, "partition 1 is not behind partition 2"),
+        (2, 5 * MIB, f"partition 2 cannot end at byte {5 * MIB}"),
+        (3, 5 * MIB, "partition 3 is not behind partition 1"),
+    ):
+        with pytest.raises(MBRError) as caught:
+            mbr.cut_after(medium, number, end)
+        assert str(caught.value) == why
+    assert mbr.cut_after(medium, 2, 8 * MIB + 512) == 9 * MIB
+    grown(image, 9 * MIB)
+    table = json.loads(run("sfdisk", "--json", image).out)["partitiontable"]["partitions"]
+    assert [(row["start"], row["size"], row["type"]) for row in table] == [(2048, 8192, "83"), (10240, 6145, "7")]
+    assert "No errors detected" in run("sfdisk", "--verify", image).out

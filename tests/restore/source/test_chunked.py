@@ -107,6 +107,40 @@ def test_each_chunk_is_decoded_once_however_many_read() -> None:
     assert set(image.decoded) == {start for start, _ in wanted}, "a hole or a plain chunk was decoded"
 
 
+def test_what_is_forgotten_is_decoded_anew() -> None:
+    """And so it is for other readers; what was handed out stays as it is."""
+    image = Boxes([(MIB, "data"), (MIB, "data"), (MIB, "data")])
+    source = ChunkedSource(image, workers=1)
+    other = source.reader()
+    before = source.payload(MIB, MIB)
+    image.data = bytes(reversed(DATA))
+    assert source.payload(MIB, MIB) is not None
+    assert_same_bytes(bytes(source.payload(MIB, MIB)), DATA[:MIB])  # type: ignore[arg-type]
+    source.forget(MIB + 5, MIB)  # a part of two chunks
+    for reader in (source, other):
+        assert_same_bytes(bytes(reader.payload(MIB, MIB)), image.content(MIB, MIB))  # type: ignore[arg-type]
+    assert_same_bytes(bytes(before), DATA[:MIB])  # type: ignore[arg-type]
+    assert image.decoded == {0: 1, MIB: 2, 2 * MIB: 2} or image.decoded == {MIB: 2, 2 * MIB: 2}
+    source.close()
+
+
+def test_a_plain_range_is_forgotten_by_the_kernel(tmp_path: Path) -> None:
+    """What it keeps of the file; nothing else would be read anew."""
+    path = tmp_path / "image"
+    path.write_bytes(DATA)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+        class Plain(Boxes):
+            def plain(self, offset: int, length: int) -> FileRange | None:
+                return FileRange(file.fileno(), offset)
+
+        source = ChunkedSource(Plain([(8 * MIB, "plain")]))
+        source.forget(MIB, MIB)
+        assert isinstance(source.payload(MIB, MIB), FileRange)
+        source.close()
+
+
 def test_decoding_is_ahead_and_on_several_cores() -> None:
     running, most = 0, 0
     lock = threading.Lock()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbd.connection import FileRange
-from restore.plan import Kind, cut
+from restore.blocks.plan import Kind, cut
 from restore.source import Source, SourceError, Zeroes
 from restore.source.stream import AHEAD, BEHIND, UNIT, StreamSource
 from tests.support import assert_same_bytes, examples, wait_until
@@ -135,6 +135,21 @@ def test_what_is_ahead_is_bounded_and_the_first_unit_is_kept() -> None:
         assert tape.decoded <= (index + AHEAD + 2) * UNIT
     memory(source, 0, MIB)
     assert tape.starts == 1
+    source.close()
+
+
+@pytest.mark.parametrize("offset", [0, 5 * MIB])
+def test_what_is_forgotten_is_decoded_anew(offset: int) -> None:
+    tape = Tape([(MIB, True)] * 8)
+    source = StreamSource(tape)
+    other = source.reader()
+    assert_same_bytes(memory(source, offset, MIB), DATA[:MIB])
+    tape.pieces = [(MIB, False)] * 8
+    assert_same_bytes(memory(source, offset, MIB), DATA[:MIB])
+    source.forget(offset, MIB)
+    assert_same_bytes(memory(source, offset, MIB), bytes(MIB))
+    assert tape.starts == 2
+    other.close()
     source.close()
 
 

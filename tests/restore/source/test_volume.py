@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from nbd.backend import Extent
+from restore.blocks.plan import GRAIN
 from restore.errors import Refused, RestoreError
-from restore.plan import GRAIN
 from restore.source import SourceSettings
 from restore.source.detect import open_image
 from restore.source.used import used_blocks_of

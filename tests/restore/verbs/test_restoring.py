@@ -85,6 +85,29 @@ def test_unscanned_images(tmp_path: Path) -> None:
 
 
 @root
+@pytest.mark.parametrize("form", ["raw", "qcow2", "gz"])
+def test_a_volume_onto_a_smaller_disk(tmp_path: Path, form: str) -> None:
+    """Its contents have room there."""
+    image, disk = make_filesystem(tmp_path / "image", "ext4", 64 * MIB), tmp_path / "disk"
+    in_filesystem(image, "ext4", "echo kept > file; dd if=/dev/urandom of=large bs=1M count=8 status=none")
+    source = {"raw": image, "qcow2": tmp_path / "image.qcow2", "gz": tmp_path / "image.gz"}[form]
+    if form == "qcow2":
+        run("qemu-img", "convert", "-O", "qcow2", image, source)
+    elif form == "gz":
+        run("gzip", "--keep", "--fast", image)
+    disk.write_bytes(b"\x55" * (40 * MIB))
+    before = source.read_bytes()
+    assert "Making ext4 fit...done" in succeeded(restore(source, disk))
+    checked(disk, "ext4")
+    assert in_filesystem(disk, "ext4", "cat file; stat -c %s large") == f"kept\n{8 * MIB}\n"
+    assert source.read_bytes() == before
+    disk.write_bytes(b"\x55" * (4 * MIB))
+    assert f"{source} does not fit: its file system can be made no smaller than" in failed(restore(source, disk))
+    assert disk.read_bytes() == b"\x55" * (4 * MIB)
+    nothing_left_of(tmp_path)
+
+
+@root
 def test_a_volume_onto_a_larger_partition(tmp_path: Path) -> None:
     """The rest of it is left as it is."""
     image, disk = make_filesystem(tmp_path / "image", "ext4", 16 * MIB), tmp_path / "disk"

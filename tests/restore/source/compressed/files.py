@@ -38,14 +38,13 @@ TOOLS: Final = {
 
 
 @cache
-def content(size: int = 5 * MIB + 12_345, seed: int = 1) -> bytes:
+def content(size: int = 2 * MIB + 612_345, seed: int = 1) -> bytes:
     """What is compressed: noise, text, and zeroes of some MiB in the middle."""
     source = random.Random(seed)
     words = [source.randbytes(source.randrange(2, 12)) for _ in range(500)]
     text = b" ".join(source.choices(words, k=size // 24))
-    data = source.randbytes(size // 4) + text[: size // 4]
-    rest = size - 2 * len(data)
-    return data + bytes(rest) + data[::-1] if rest > 0 else data[:size]
+    data = source.randbytes(size // 5) + text[: size // 5]
+    return data + bytes(size - 2 * len(data)) + data[::-1]
 
 
 def compress(tool: str, data: bytes) -> bytes:
@@ -56,7 +55,7 @@ def compress(tool: str, data: bytes) -> bytes:
 
 
 @cache
-def compressed_content(tool: str, size: int = 5 * MIB + 12_345) -> bytes:
+def compressed_content(tool: str, size: int = 2 * MIB + 612_345) -> bytes:
     """`content` compressed, once for all tests."""
     return compress(tool, content(size))
 

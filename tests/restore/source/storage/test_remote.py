@@ -22,6 +22,7 @@ from restore.errors import Refused, RestoreError
 from restore.source import SourceSettings
 from restore.source.storage import Storage
 from restore.source.storage.url import fetch_beside, open_url
+from tests.restore.engine import restore, succeeded
 from tests.restore.source.storage.servers import Meddler, Share, moto, smbd, sshd
 from tests.serving import pattern
 from tests.support import assert_same_bytes
@@ -223,6 +224,16 @@ def test_beside(server: Server) -> None:
     assert fetch_beside(f"{server.url}image", ".map", 10, settings) is None
     with pytest.raises(Refused, match=r"image\.bmap is larger than 6 bytes"):
         fetch_beside(f"{server.url}image", ".bmap", 6, settings)
+
+
+@each
+def test_restore(server: Server, tmp_path: Path) -> None:
+    target = tmp_path / "target.img"
+    target.write_bytes(bytes(10 * MIB))
+    said = succeeded(restore(f"{server.url}{NAME}", target))
+    assert_same_bytes(target.read_bytes()[: len(IMAGE)], IMAGE)
+    assert ", verified" in said
+    assert "hidden" not in said
 
 
 @each

@@ -25,9 +25,9 @@ from restore.manifest.beside import bmap_path
 from restore.source.used import EDGE, UsedBlocks, used_blocks_of
 from restore.source.used.facts import Unmapped, facts_of, kind_of
 from tests.restore.filesystems import MIB, extracted, in_filesystem, make_filesystem, partitioned
+from tests.restore.making.test_capture import captured
 from tests.restore.manifest.images import scanned
 from tests.restore.source.used.volumes import FILES, KINDS, checked, copy_used, files_of, filled
-from tests.restore.test_capture import captured
 from tests.serving import run
 from tests.support import examples
 
