@@ -67,7 +67,7 @@ def asr_page(parser: Parser) -> str:
         files=(
             ("IMAGE.bmap", "What `imagescan` and `capture` write beside an image: used blocks and checksums, in "
              "bmaptool's format 2.0. Found by its name."),
-            ("IMAGE.bmap.sig", "Its signature, made by `ssh-keygen -Y sign` in the namespace `bmap`."),
+            ("IMAGE.bmap.sshsig", "Its signature, made by `ssh-keygen -Y sign` in the namespace `bmap`."),
             ("IMAGE.map", "The sectors that could not be read when the image was captured, as a ddrescue map."),
         ),
         see_also=("targetmode(8)", "bmaptool(1)", "ddrescue(1)", "nbdinfo(1)", "rsync(1)", "ssh-keygen(1)"),

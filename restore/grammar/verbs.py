@@ -340,7 +340,7 @@ def _add_signature(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_sign(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--sign", metavar="KEY", help="sign the scan with this SSH key: IMAGE.bmap.sig")
+    group.add_argument("--sign", metavar="KEY", help="sign the scan with this SSH key: IMAGE.bmap.sshsig")
 
 
 def _add_connection(group: argparse._ArgumentGroup) -> None:

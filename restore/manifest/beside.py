@@ -55,11 +55,13 @@ def load(image: str | Path, allowed_signers: str | None = None) -> Bmap | None:
         if status.st_size > FILE_LIMIT:
             raise ManifestError(f"{path} is not a valid block map: it is larger than {FILE_LIMIT >> 30} GiB")
         shutil.copyfileobj(file, copy, 1 << 20)
+        signer = None
         if allowed_signers is not None:
             copy.seek(0)
-            signature.verify(path, allowed_signers, copy)
+            signer = signature.verify(path, allowed_signers, copy)
         copy.seek(0)
         bmap = parse(copy, str(path))
+        bmap.signer = signer
     if allowed_signers is not None and not bmap.complete:
         raise ManifestError(f"{path} has ranges without a checksum, which no signature covers; {_scan_it(image)}")
     check_file(bmap, image, status.st_mtime_ns)

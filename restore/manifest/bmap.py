@@ -70,6 +70,7 @@ class Bmap:
         checksum_type: of each range's `checksum`, a key of `SIZES`; None where ranges have none.
         image_file: None in a map that was not made here.
         version: of the format it was read from.
+        signer: whose signature it has, as far as that was checked.
     """
 
     image_size: int
@@ -77,6 +78,7 @@ class Bmap:
     checksum_type: str | None = "sha256"
     image_file: ImageFile | None = None
     version: str = "2.0"
+    signer: str | None = None
     mapped_blocks: int = 0
     _firsts: array[int] = field(default_factory=lambda: array("Q"))
     _lasts: array[int] = field(default_factory=lambda: array("Q"))

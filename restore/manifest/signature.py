@@ -1,4 +1,4 @@
-"""SSH signatures of a scan: `IMAGE.bmap.sig`, made and checked by OpenSSH's ssh-keygen, in the namespace `bmap`.
+"""SSH signatures of a scan, `IMAGE.bmap.sshsig`, made and checked by OpenSSH's ssh-keygen, in the namespace `bmap`.
 
 Format: PROTOCOL.sshsig of OpenSSH. Verification is its own two steps: whose key may this be (`find-principals`), and is
 it that one's signature of these bytes (`verify`).
@@ -23,8 +23,8 @@ _PATIENCE: Final = 60.0  # seconds, to verify
 
 
 def signature_path(bmap: str | Path) -> Path:
-    """Where the signature of a scan is: where ssh-keygen puts it."""
-    return Path(f"{bmap}.sig")
+    """Where the signature of a scan is: not where ssh-keygen puts it, where bmaptool expects one of PGP."""
+    return Path(f"{bmap}.sshsig")
 
 
 def drop(bmap: str | Path) -> None:

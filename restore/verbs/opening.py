@@ -54,6 +54,8 @@ def open_prepared(place: str, options: argparse.Namespace, report: Report) -> Im
     try:
         with beside(image, place, settings) as path:
             bmap = find(path, image, chosen.get("verify_signature"))
+            if bmap is not None and bmap.signer is not None:
+                report.note(f"The scan of {place} is signed by {bmap.signer}")
             size = image.source.size if bmap is None else bmap.image_size
             if path is not None:
                 bad = check_damage(path, _ANY_SIZE if size is None else size, allow_bad=chosen.get("allow_bad", True))

@@ -11,7 +11,9 @@ def prepared(stage: Stage) -> None:
     stage.show("ssh-keygen -q -t ed25519 -N '' -C admin@lab -f key")
     stage.show(f"asr imagescan {IMAGE} --sign key", says="successfully scanned")
     stage.show('echo "admin@lab $(cat key.pub)" > allowed')
-    stage.check(f"ssh-keygen -Y verify -f allowed -I admin@lab -n bmap -s {IMAGE}.bmap.sig < {IMAGE}.bmap", says="Good")
+    stage.check(
+        f"ssh-keygen -Y verify -f allowed -I admin@lab -n bmap -s {IMAGE}.bmap.sshsig < {IMAGE}.bmap", says="Good"
+    )
     stage.show(f"asr info {IMAGE} --verify-signature allowed", says="admin@lab")
     disk = stage.disk(160)
     stage.show(
@@ -23,7 +25,7 @@ def prepared(stage: Stage) -> None:
         stage.check(f"diff -r -x lost+found {TREE} {restored}", "the same files as the image was made of")
     stage.say("another program reads the same scan, though it knows no signatures but PGP's")
     copy = stage.file("copy.img", SIZE)
-    stage.check(f"bmaptool copy --no-sig-verify {IMAGE} {copy.name}", says="copying time")
+    stage.check(f"bmaptool copy {IMAGE} {copy.name}", says="copying time")
     stage.check(f"cmp {IMAGE} {copy.name}", "not a byte differs")
     stage.say("an image that was changed after it was signed:")
     stage.show(f"printf xyz | dd of={IMAGE} bs=1 seek={inside_kernel(stage)} conv=notrunc status=none")
@@ -33,7 +35,7 @@ def prepared(stage: Stage) -> None:
     stage.show(f"touch {IMAGE}.bmap")
     stage.show(line, status=1, says="source")
     stage.quiet("cp", "--sparse=always", copy, IMAGE)
-    for suffix in (".bmap", ".bmap.sig"):
+    for suffix in (".bmap", ".bmap.sshsig"):
         (stage.work / f"{IMAGE}{suffix}").unlink()
 
 

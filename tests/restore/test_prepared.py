@@ -14,6 +14,7 @@ import pytest
 from restore.manifest.damage import map_path, write_map
 from tests.restore.engine import MIB, asr, failed, restore, succeeded, verify
 from tests.restore.manifest.images import fill
+from tests.restore.source.storage.servers import nginx
 from tests.serving import pattern, run
 from tests.support import assert_same_bytes
 
@@ -121,14 +122,14 @@ def test_signatures(image: Path, target: Path, tmp_path: Path) -> None:
     allowed = allowing(make_key(tmp_path / "key"))
     stranger = make_key(tmp_path / "stranger")
     scan, words = scan_of(image), ("--verify-signature", str(allowed))
-    assert failed(restore(image, target, *words)) == f"{scan} is not signed: there is no {scan}.sig"
+    assert failed(restore(image, target, *words)) == f"{scan} is not signed: there is no {scan}.sshsig"
     succeeded(asr("imagescan", "--sign", stranger, image))
-    assert failed(restore(image, target, *words)) == f"{scan}.sig is not from a signer that {allowed} allows"
+    assert failed(restore(image, target, *words)) == f"{scan}.sshsig is not from a signer that {allowed} allows"
     succeeded(asr("imagescan", "--sign", tmp_path / "key", image))
     text = scan.read_text()
     scan.write_text(text.replace("<BlockMap>", "<BlockMap> "))
     assert failed(restore(image, target, *words)) == (
-        f"{scan}.sig does not match {scan}: one of them was changed, or it was signed for another purpose"
+        f"{scan}.sshsig does not match {scan}: one of them was changed, or it was signed for another purpose"
     )
     scan.unlink()
     assert failed(restore(image, target, *words)) == (
@@ -136,8 +137,38 @@ def test_signatures(image: Path, target: Path, tmp_path: Path) -> None:
     )
     assert_same_bytes(target.read_bytes(), old)
     scan.write_text(text)
-    assert ", verified" in succeeded(restore(image, target, *words))
+    out = succeeded(restore(image, target, *words))
+    assert f"  The scan of {image} is signed by admin@example.org\n" in out
+    assert ", verified" in out
     assert_same_bytes(target.read_bytes(), image.read_bytes() + old[SIZE:])
+
+
+def test_what_lies_beside_a_url(image: Path, target: Path, tmp_path: Path) -> None:
+    """Scan and signature are found there, and what is read is checked."""
+    old = target.read_bytes()
+    allowed = allowing(make_key(tmp_path / "key"))
+    words = ("restore", "--target", target, "--erase", "--noprompt", "--verify-signature", allowed, "--source")
+    with nginx(tmp_path) as server:
+        url, served = server.url("image"), server.files / "image"
+        served.write_bytes(image.read_bytes())
+        assert (
+            failed(asr(*words, url))
+            == f"{url} has no scan that could be signed; scan it: asr imagescan --sign KEY {url}"
+        )
+        succeeded(asr("imagescan", "--sign", tmp_path / "key", image))
+        scan = server.files / "image.bmap"
+        scan.write_bytes(scan_of(image).read_bytes())
+        assert failed(asr(*words, url)) == f"{url}.bmap is not signed: there is no {url}.bmap.sshsig"
+        (server.files / "image.bmap.sshsig").write_bytes(Path(f"{scan_of(image)}.sshsig").read_bytes())
+        assert f"The scan of {url} is signed by admin@example.org" in succeeded(asr(*words, url))
+        assert_same_bytes(target.read_bytes(), image.read_bytes() + old[SIZE:])
+        with served.open("r+b") as file:
+            byte = file.read(1)
+            file.seek(0)
+            file.write(bytes([byte[0] ^ 1]))
+        assert failed(asr(*words, url)).startswith(
+            f"the source is at fault: {url} is damaged or was changed: MiB 0 does"
+        )
 
 
 def test_damaged_image(image: Path, target: Path) -> None:

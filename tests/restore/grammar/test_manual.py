@@ -84,7 +84,7 @@ def test_it_says_all_that_the_parser_knows(program: str) -> None:
 
 def test_asr_says_what_is_written_and_what_is_refused() -> None:
     text = shown(ROOT / "man" / "asr.8")
-    for name in ("IMAGE.bmap", "IMAGE.bmap.sig", "IMAGE.map"):
+    for name in ("IMAGE.bmap", "IMAGE.bmap.sshsig", "IMAGE.map"):
         assert f"\n       {name}" in text.split("\nFILES\n")[1]
     for name, reason in (spellings.REFUSED_OPTIONS | spellings.REFUSED_VERBS).items():
         assert f"{name}: {reason}." in text

@@ -272,7 +272,7 @@ def test_overwrite(tmp_path: Path) -> None:
     """And nothing of the old one stays beside it."""
     data = make_disk(tmp_path / "disk")
     target = tmp_path / "disk.img"
-    for path in (target, bmap_path(target), Path(f"{target}.bmap.sig"), map_path(target)):
+    for path in (target, bmap_path(target), Path(f"{target}.bmap.sshsig"), map_path(target)):
         path.write_bytes(b"old")
     captured(tmp_path / "disk", target, settings=CaptureSettings(overwrite=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "disk.img", "disk.img.bmap"]

@@ -117,7 +117,7 @@ def test_signatures(image: Path, tmp_path: Path) -> None:
     allowed.write_text("")
     found = info(image, str(allowed))
     assert found.signature == "refused"
-    line = f"Signature:    {image}.bmap.sig is not from a signer that {allowed} allows"
+    line = f"Signature:    {image}.bmap.sshsig is not from a signer that {allowed} allows"
     assert line in found.as_text().splitlines()
 
 

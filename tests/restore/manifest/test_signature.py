@@ -51,7 +51,7 @@ def refusal(bmap: Path, allowed: str) -> str:
 def test_signed_and_verified(bmap: Path, key: str, tmp_path: Path, options: str) -> None:
     sign(bmap, key)
     assert verify(bmap, allow(key, tmp_path, options)) == "admin@example.org"
-    run("ssh-keygen", "-Y", "check-novalidate", "-n", "bmap", "-s", f"{bmap}.sig", stdin=bmap.read_text())
+    run("ssh-keygen", "-Y", "check-novalidate", "-n", "bmap", "-s", f"{bmap}.sshsig", stdin=bmap.read_text())
 
 
 def test_signed_anew(bmap: Path, key: str, tmp_path: Path) -> None:
@@ -63,34 +63,35 @@ def test_signed_anew(bmap: Path, key: str, tmp_path: Path) -> None:
 
 
 def test_not_signed(bmap: Path, key: str, tmp_path: Path) -> None:
-    assert refusal(bmap, allow(key, tmp_path)) == f"{bmap} is not signed: there is no {bmap}.sig"
+    assert refusal(bmap, allow(key, tmp_path)) == f"{bmap} is not signed: there is no {bmap}.sshsig"
 
 
 def test_changed(bmap: Path, key: str, tmp_path: Path) -> None:
     sign(bmap, key)
     bmap.write_bytes(b"what is signeD")
     why = "one of them was changed, or it was signed for another purpose"
-    assert refusal(bmap, allow(key, tmp_path)) == f"{bmap}.sig does not match {bmap}: {why}"
+    assert refusal(bmap, allow(key, tmp_path)) == f"{bmap}.sshsig does not match {bmap}: {why}"
 
 
 def test_signed_for_another_purpose(bmap: Path, key: str, tmp_path: Path) -> None:
     run("ssh-keygen", "-q", "-Y", "sign", "-n", "file", "-f", key, bmap)
+    Path(f"{bmap}.sig").rename(f"{bmap}.sshsig")
     why = "one of them was changed, or it was signed for another purpose"
-    assert refusal(bmap, allow(key, tmp_path)) == f"{bmap}.sig does not match {bmap}: {why}"
+    assert refusal(bmap, allow(key, tmp_path)) == f"{bmap}.sshsig does not match {bmap}: {why}"
 
 
 def test_another_signer(bmap: Path, key: str, tmp_path: Path) -> None:
     sign(bmap, key)
     allowed = allow(make_key(tmp_path / "other"), tmp_path)
-    assert refusal(bmap, allowed) == f"{bmap}.sig is not from a signer that {allowed} allows"
+    assert refusal(bmap, allowed) == f"{bmap}.sshsig is not from a signer that {allowed} allows"
 
 
 def test_a_signer_who_may_not_sign_this(bmap: Path, key: str, tmp_path: Path) -> None:
     sign(bmap, key)
     allowed = allow(key, tmp_path, 'namespaces="git"')
     assert refusal(bmap, allowed) in (
-        f"{bmap}.sig is from a key that {allowed} does not allow to sign this, or not any more",
-        f"{bmap}.sig is not from a signer that {allowed} allows",
+        f"{bmap}.sshsig is from a key that {allowed} does not allow to sign this, or not any more",
+        f"{bmap}.sshsig is not from a signer that {allowed} allows",
     )
 
 
@@ -98,17 +99,17 @@ def test_a_signer_who_may_not_sign_any_more(bmap: Path, key: str, tmp_path: Path
     sign(bmap, key)
     allowed = allow(key, tmp_path, 'valid-before="20000101"')
     assert refusal(bmap, allowed) in (
-        f"{bmap}.sig is from a key that {allowed} does not allow to sign this, or not any more",
-        f"{bmap}.sig is not from a signer that {allowed} allows",
+        f"{bmap}.sshsig is from a key that {allowed} does not allow to sign this, or not any more",
+        f"{bmap}.sshsig is not from a signer that {allowed} allows",
     )
 
 
 def test_no_signature_at_all(bmap: Path, key: str, tmp_path: Path) -> None:
     signature_path(bmap).write_text("hello")
-    assert refusal(bmap, allow(key, tmp_path)) == f"{bmap}.sig is not a signature"
+    assert refusal(bmap, allow(key, tmp_path)) == f"{bmap}.sshsig is not a signature"
     with signature_path(bmap).open("wb") as file:
         file.truncate(2 << 20)
-    assert refusal(bmap, allow(key, tmp_path)) == f"{bmap}.sig is not a signature"
+    assert refusal(bmap, allow(key, tmp_path)) == f"{bmap}.sshsig is not a signature"
 
 
 def test_no_list(bmap: Path, key: str, tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_what_was_verified_is_what_is_used(
 
 def test_a_new_scan_has_no_old_signature(image: Path, key: str, tmp_path: Path) -> None:
     _, printed = scanned(image, sign=key)
-    assert f"  signed: {image}.bmap.sig" in printed.splitlines()
+    assert f"  signed: {image}.bmap.sshsig" in printed.splitlines()
     assert beside.load(image, allow(key, tmp_path)) is not None
     scanned(image)
     with pytest.raises(ManifestError, match="is not signed: there is no"):

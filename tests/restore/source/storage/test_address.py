@@ -63,8 +63,8 @@ def test_where_a_redirect_leads() -> None:
 
 
 def test_beside() -> None:
-    address = Address.parse("https://u:p@h/a.img?token=x").beside(".bmap.sig")
-    assert (address.target, address.user, address.password) == ("/a.img.bmap.sig?token=x", "u", "p")
+    address = Address.parse("https://u:p@h/a.img?token=x").beside(".bmap.sshsig")
+    assert (address.target, address.user, address.password) == ("/a.img.bmap.sshsig?token=x", "u", "p")
 
 
 def test_who_logs_in(home: Path) -> None:

@@ -373,7 +373,7 @@ def test_beside(web: Nginx) -> None:
     settings = SourceSettings()
     assert fetch_beside(web.url("image?a=b"), ".bmap", 3 * MIB, settings) == IMAGE[: 3 * MIB]
     assert fetch_beside(web.url("whole/image"), ".bmap", 3 * MIB, settings) == IMAGE[: 3 * MIB]
-    assert fetch_beside(web.url("image"), ".bmap.sig", 3 * MIB, settings) is None
+    assert fetch_beside(web.url("image"), ".bmap.sshsig", 3 * MIB, settings) is None
     for where in ("image", "whole/image"):
         with pytest.raises(Refused) as caught:
             fetch_beside(web.url(where), ".bmap", 3 * MIB - 1, settings)
