@@ -25,14 +25,13 @@ from typing import BinaryIO, Final
 from restore.source.udif.format import (
     CRC32,
     KOLY,
-    KOLY_SIGNATURE,
-    KOLY_SIZE,
     MISH,
     MISH_SIGNATURE,
     RUN,
     SECTOR,
     RunType,
 )
+from restore.source.udif.recognise import KOLY_SIGNATURE, KOLY_SIZE
 
 RUN_LENGTH: Final = 512 << 10  # bytes, as hdiutil has it
 CODECS: Final[dict[str, tuple[RunType, ...]]] = {

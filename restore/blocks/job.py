@@ -16,13 +16,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 from nbd.client import Operation
 from nbd.connection import PayloadError
 from nbd.errors import NBDError
 from nbd.wire import Command
-from restore.blocks.delta import Delta, Item
 from restore.blocks.plan import HEAD, Kind, KnownZeroes, Piece, cut, operation, throttle
 from restore.blocks.verify import Expected, Feed, Hasher, Verification, expected, payload_of
 from restore.errors import Differences, Refused, RestoreError, join, say
@@ -32,6 +31,9 @@ from restore.source import Forgetful, Payload, Source, SourceError
 from restore.source.payload import as_memory
 from restore.target import Target
 from targetmode.disks.text import format_size
+
+if TYPE_CHECKING:
+    from restore.blocks.delta import Delta, Item
 
 ATTEMPTS: Final = 3  # times that a range which differs is sent again
 RESTARTS: Final = 5  # times that all is compared once more since the server may have been started again meanwhile
@@ -229,7 +231,7 @@ class _Restore:
         head = list(cut(source.extents(), 0, self._head))
         generation = self._target.generation
         async with Verification(source, self._target, self._verified, self._report.note) as asking:
-            delta = Delta(source.name, asking, self._same) if self._settings.delta else None
+            delta = self._delta(asking)
             check = asking if self._settings.verify else None
             different = await self._write(body, check, sample, delta)
             if check is not None and sample.items and not different:
@@ -337,6 +339,13 @@ class _Restore:
             group.create_task(write())
             comparing = group.create_task(check.compare(feed))
         return comparing.result()
+
+    def _delta(self, asking: Verification) -> Delta | None:
+        if not self._settings.delta:
+            return None
+        from restore.blocks.delta import Delta
+
+        return Delta(self._source.name, asking, self._same)
 
     def _items(self, pieces: Iterable[Piece], sample: _Sample | None, delta: Delta | None) -> Iterator[Item]:
         """Pieces with their payloads, as fast as they may be sent."""

@@ -15,16 +15,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from restore.fit.shrink import check_shrinkable, shrunk
 from restore.fit.sizes import ANY_SIZE, check_partitions, check_size, claimed_size
 from restore.fit.suited import check_suited, doubts
 from restore.fit.table import fit_table
-from restore.manifest.checked import Prepared
 from restore.report import Report
 from restore.source import Image, Source, SourceSettings
 from restore.source.contents import contents_of
 from restore.source.detect import open_image
-from restore.source.spill import attachable, spill
 from restore.target import Target
 
 
@@ -76,6 +73,11 @@ async def fitted(
     if contents is None or contents.table is not None or contents.signature is None or not settings.restoring:
         check_size(source, target, claimed_size(source, contents))
         raise AssertionError("it does not fit")
+    # What is rarely wanted, and takes long to load.
+    from restore.fit.shrink import check_shrinkable, shrunk
+    from restore.manifest.checked import Prepared
+    from restore.source.spill import attachable, spill
+
     size = max(source.least_size, claimed_size(source, contents))
     check_shrinkable(source.name, contents.signature.kind, size, target.size)
     async with AsyncExitStack() as stack:

@@ -7,7 +7,6 @@ from typing import Final
 from restore.errors import Refused
 from restore.source import Source
 from restore.source.contents import reader_of
-from restore.source.used.facts import Unmapped, facts_of
 from restore.target import Target
 from targetmode.disks.contents import Contents
 from targetmode.disks.layout import Partition, PartitionTable
@@ -28,6 +27,8 @@ def claimed_size(source: Source, contents: Contents | None) -> int:
         return 0
     if contents.table is not None:
         return max((partition.start + partition.length for partition in contents.table.partitions), default=0)
+    from restore.source.used.facts import Unmapped, facts_of  # which takes long to load
+
     try:
         return facts_of(contents.signature.kind if contents.signature else "", reader_of(source), ANY_SIZE).size
     except (Unmapped, OSError):

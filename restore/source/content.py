@@ -87,7 +87,7 @@ def open_format(storage: Storage, name: str, settings: SourceSettings) -> Source
             raise _no_file(storage, name)
         return open_qemu(storage, name, settings)
     if name == "udif":
-        from restore.source.udif import UdifImage
+        from restore.source.udif.image import UdifImage
 
         if size is None:
             raise Refused(
@@ -100,7 +100,7 @@ def open_format(storage: Storage, name: str, settings: SourceSettings) -> Source
 
 
 def _is_udif(storage: Storage) -> bool:
-    from restore.source.udif import is_udif
+    from restore.source.udif.recognise import is_udif
 
     return storage.seekable and storage.size is not None and is_udif(storage)
 

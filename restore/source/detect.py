@@ -110,7 +110,7 @@ def _open_device(place: str, mode: int, settings: SourceSettings) -> Image:
     from restore.source.volume import open_volume
 
     if stat.S_ISDIR(mode):
-        from restore.source.udif import refuse_bundle
+        from restore.source.udif.recognise import refuse_bundle
 
         refuse_bundle(Path(place))
     chunks = open_volume(place, settings)

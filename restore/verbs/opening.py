@@ -44,14 +44,17 @@ def open_prepared(place: str, options: argparse.Namespace, report: Report) -> Im
         SourceError: it is damaged.
         OSError: it cannot be read.
     """
-    from restore.manifest.beside import beside, find
-    from restore.manifest.checked import Prepared
-    from restore.manifest.damage import check_damage
-
     settings = source_settings(options, report)
     chosen = vars(options)
     image = open_image(place, settings)
     try:
+        if _is_alone(image, place) and chosen.get("verify_signature") is None:
+            _check_unscanned(place, options)
+            return image
+        from restore.manifest.beside import beside, find
+        from restore.manifest.checked import Prepared
+        from restore.manifest.damage import check_damage
+
         with beside(image, place, settings) as path:
             bmap = find(path, image, chosen.get("verify_signature"))
             if bmap is not None and bmap.signer is not None:
@@ -74,6 +77,13 @@ def open_prepared(place: str, options: argparse.Namespace, report: Report) -> Im
         image.source.close()
         raise
     return replace(image, source=prepared)
+
+
+def _is_alone(image: Image, place: str) -> bool:
+    """Whether nothing lies beside an image; what would look at that takes long to load."""
+    if image.path is None:
+        return not _URL.match(place) or place.startswith(SCHEMES)
+    return not any(Path(f"{image.path}{suffix}").exists() for suffix in (".bmap", ".map"))
 
 
 def _check_unscanned(place: str, options: argparse.Namespace) -> None:

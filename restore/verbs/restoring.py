@@ -8,16 +8,20 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from restore.blocks.job import Fit, Settings, restore, verify
 from restore.errors import Refused, RestoreError
 from restore.fit import FitSettings, fitted
-from restore.mountpoint import Unmounted, volume_at
 from restore.report import Report
 from restore.source import Image, Source
 from restore.target import Target
 from restore.verbs.found import found
 from restore.verbs.opening import is_export, open_prepared, open_target, same_place
+
+if TYPE_CHECKING:
+    from restore.mountpoint import Unmounted
 
 Confirm = Callable[[str], bool]
 
@@ -118,7 +122,12 @@ def _taken(target: str) -> Iterator[tuple[str, Unmounted | None]]:
 
     When nothing was touched it is mounted again; after a failure that is left to whoever finds out what is on it.
     """
-    volume = None if is_export(target) else volume_at(target)
+    if is_export(target) or not Path(target).is_dir():
+        yield target, None
+        return
+    from restore.mountpoint import Unmounted, volume_at
+
+    volume = volume_at(target)
     if volume is None:
         yield target, None
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -61,12 +62,14 @@ def checked(path: str | Path, kind: str) -> None:
 def nothing_left_of(directory: Path) -> None:
     """Fail unless what a private process started and attached for images in a directory is gone."""
 
+    ours = f"{tempfile.gettempdir()}/asr-"
+
     def left() -> list[str]:
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
         loops = run("losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE").out.splitlines()
         processes = subprocess.run(["ps", "-eo", "stat,args"], capture_output=True, text=True, check=True).stdout
-        running = [line for line in processes.splitlines() if "/asr-" in line and not line.startswith("Z")]
-        return [line for line in (*mounts, *loops) if str(directory) in line or "/asr-" in line] + running
+        running = [line for line in processes.splitlines() if ours in line and not line.startswith("Z")]
+        return [line for line in (*mounts, *loops) if str(directory) in line or ours in line] + running
 
     wait_until(lambda: not left(), "the end of all that was started", 20)
 

@@ -7,10 +7,3 @@ checksum.py    CRC-32s of runs, decoded in any order, put together to those of t
 image.py       `Chunks` of all this
 recognise.py   is it one? And the kinds of disk image that are refused by name
 """
-
-from __future__ import annotations
-
-from restore.source.udif.image import UdifImage
-from restore.source.udif.recognise import is_udif, refuse_bundle
-
-__all__ = ["UdifImage", "is_udif", "refuse_bundle"]

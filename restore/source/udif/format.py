@@ -46,8 +46,6 @@ CHECKSUM: Final = Struct(
     "data" / Bytes(128),
 )
 
-KOLY_SIGNATURE: Final = b"koly"
-KOLY_VERSION: Final = 4
 KOLY: Final = Struct(
     "signature" / Bytes(4),
     "version" / Int32ub,
@@ -70,7 +68,6 @@ KOLY: Final = Struct(
     "sectors" / Int64ub,
     "reserved2" / Bytes(12),
 )
-KOLY_SIZE: Final = KOLY.sizeof()
 
 MISH_SIGNATURE: Final = b"mish"
 MISH_VERSION: Final = 1

@@ -19,9 +19,6 @@ from restore.source.udif.format import (
     CRC32,
     FAST_RUN,
     KOLY,
-    KOLY_SIGNATURE,
-    KOLY_SIZE,
-    KOLY_VERSION,
     MAX_PLIST,
     MAX_SECTORS,
     MISH,
@@ -33,6 +30,7 @@ from restore.source.udif.format import (
     RunType,
 )
 from restore.source.udif.plist import Item, parse_items
+from restore.source.udif.recognise import KOLY_SIZE, KOLY_VERSION, find_koly
 
 HOLES: Final[frozenset[int]] = frozenset({RunType.ZERO, RunType.IGNORE})
 PIECE: Final = 4 << 20  # bytes that a longer raw run is cut into
@@ -78,23 +76,6 @@ class Layout:
     def end(self, run: int) -> int:
         """The byte of the image behind a run."""
         return self.starts[run + 1] if run + 1 < len(self.starts) else self.size
-
-
-def find_koly(storage: Storage) -> bytes | None:
-    """The trailer, which some old images have in front; None where there is none: it is no UDIF image.
-
-    Raises:
-        SourceError, OSError: it cannot be read.
-    """
-    size = storage.size or 0
-    if size < KOLY_SIZE:
-        return None
-    last = storage.read(size - KOLY_SIZE, KOLY_SIZE)
-    if last.startswith(KOLY_SIGNATURE):
-        return last
-    first = storage.read(0, KOLY_SIZE)
-    beginning = KOLY_SIGNATURE + KOLY_VERSION.to_bytes(4) + KOLY_SIZE.to_bytes(4)
-    return first if first.startswith(beginning) else None
 
 
 def read_layout(storage: Storage) -> Layout:

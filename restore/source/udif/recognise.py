@@ -8,13 +8,33 @@ from typing import Final
 
 from restore.errors import Refused
 from restore.source.storage import Storage
-from restore.source.udif.layout import find_koly
+
+KOLY_SIGNATURE: Final = b"koly"
+KOLY_VERSION: Final = 4
+KOLY_SIZE: Final = 512  # bytes
 
 _ENCRYPTED: Final = b"encrcdsa"  # the first bytes, and of an older kind `cdsaencr`, the last ones
 _ENCRYPTED_AT_END: Final = b"cdsaencr"
 _SPARSE_IMAGE: Final = b"sprs"
 _MAX_INFO: Final = 64 << 10  # bytes of a bundle's Info.plist
 _CONVERT: Final = "make an image of it on a Mac with hdiutil convert -format UDZO"
+
+
+def find_koly(storage: Storage) -> bytes | None:
+    """The trailer, which some old images have in front; None where there is none: it is no UDIF image.
+
+    Raises:
+        SourceError, OSError: it cannot be read.
+    """
+    size = storage.size or 0
+    if size < KOLY_SIZE:
+        return None
+    last = storage.read(size - KOLY_SIZE, KOLY_SIZE)
+    if last.startswith(KOLY_SIGNATURE):
+        return last
+    first = storage.read(0, KOLY_SIZE)
+    beginning = KOLY_SIGNATURE + KOLY_VERSION.to_bytes(4) + KOLY_SIZE.to_bytes(4)
+    return first if first.startswith(beginning) else None
 
 
 def is_udif(storage: Storage) -> bool:

@@ -10,8 +10,8 @@ from typing import Final
 from nbd.connection import FileRange
 from restore.errors import RestoreError
 from restore.source import SourceSettings
-from restore.source.udif import UdifImage
 from restore.source.udif.format import CRC32, SECTOR, RunType
+from restore.source.udif.image import UdifImage
 from scripts.dmg import Part, Run, compress, tail
 
 NAME: Final = "x.dmg"

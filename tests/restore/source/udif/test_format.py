@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from restore.source.udif.format import (
     BLOCK,
     FAST_RUN,
-    KOLY_SIZE,
     MISH_SIZE,
     RUN,
     RUN_SIZE,
 )
+from restore.source.udif.recognise import KOLY_SIZE
 from scripts.dmg import Part, Run, mish
 from tests.support import examples
 

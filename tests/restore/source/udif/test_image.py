@@ -12,8 +12,8 @@ from nbd.connection import FileRange
 from restore.errors import RestoreError
 from restore.source import CHUNK_LIMIT, SourceError, SourceSettings
 from restore.source.chunked import ChunkedSource
-from restore.source.udif import UdifImage
 from restore.source.udif.format import RunType
+from restore.source.udif.image import UdifImage
 from scripts.dmg import Part, Run, tail
 from tests.restore.source.udif.images import KIB, MIB, Memory, opened, part, read_all, text, whole
 from tests.support import assert_same_bytes, examples

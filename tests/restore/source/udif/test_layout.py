@@ -11,7 +11,8 @@ import pytest
 from restore.errors import Refused, RestoreError
 from restore.source import SourceError
 from restore.source.udif import lzfse
-from restore.source.udif.format import CRC32, KOLY_SIZE, RunType
+from restore.source.udif.format import CRC32, RunType
+from restore.source.udif.recognise import KOLY_SIZE
 from scripts.dmg import Part, Run, checksum, koly, tail
 from tests.restore.source.udif.images import KIB, Memory, opened, part, read_all, text, whole
 

@@ -11,8 +11,8 @@ from restore.errors import Refused
 from restore.source import SourceError
 from restore.source.detect import open_image
 from restore.source.raw import RawStream
-from restore.source.udif import is_udif, refuse_bundle
 from restore.source.udif.format import RunType
+from restore.source.udif.recognise import is_udif, refuse_bundle
 from scripts.dmg import koly
 from tests.restore.engine import failed, restore
 from tests.restore.source.udif.images import KIB, Memory, text, whole
