@@ -6,6 +6,7 @@ again not only the requests without a reply, but every write since the last succ
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -256,6 +257,10 @@ class Client:
                 return last
             self._waiting_since = time.monotonic()
             reply = connection.receive()
+            if reply.failure is not None and reply.failure.errno == errno.ESHUTDOWN:
+                # It was not carried out; whoever takes the server's place may do it ("Error values").
+                connection.close()
+                raise ConnectionLost(f"{self.uri}: the server is being shut down")
             self._fruitless = 0
             item = work.in_flight.pop(reply.cookie)
             if reply.failure is not None:
