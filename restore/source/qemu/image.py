@@ -225,6 +225,7 @@ class _Server:
             Refused: it is not installed.
             OSError: it cannot be started.
         """
+        program = (*_with_us(), tools.find("qemu-nbd"))
         self.name = name
         self._files = files
         self._image = _json(node)
@@ -238,9 +239,7 @@ class _Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._failure: OSError | None = None
         options = ["--read-only", f"--shared={connections}", f"--socket={self._socket}"]
-        self._command = [
-            *(*_with_us(), tools.find("qemu-nbd"), *options, self._image),
-        ]
+        self._command = [*program, *options, self._image]
         # That signal is sent when the thread ends that has started the child: so this one stays as long.
         self._thread = threading.Thread(target=self._keep, name="qemu-nbd", daemon=True)
         self._thread.start()
