@@ -204,9 +204,10 @@ def serve_connection(sock: socket.socket, session: Session, handshake_timeout: f
         backend = session.open()
         try:
             status = _SERVED
-            session.opened(outcome)
             responder = Responder(sock, backend, outcome, session)
+            # Before anybody is told: from then on requests may come, none of which is lost by a signal.
             signal.signal(signal.SIGTERM, lambda *_: responder.stop())
+            session.opened(outcome)
             try:
                 reason = responder.run()
             finally:
