@@ -114,8 +114,8 @@ class ControlServer:
     async def _stream_digests(self, response: web.StreamResponse, export: Export, asked: api.DigestRequest) -> None:
         lines = self._digester.digests(export.disk.fd, export.start, asked.algorithm, asked.ranges)
         try:
-            async for line in lines:
-                await response.write(_line(line.to_json()))
+            async for some in lines:
+                await response.write(b"".join(_line(line.to_json()) for line in some))
         finally:
             await lines.aclose()  # type: ignore[attr-defined]
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from targetmode.api import DigestLine
 from targetmode.disks.media import MediaReader
+
+_TASK: Final = 8 << 20  # bytes for a thread at a time, where ranges are not larger
 
 
 class Digester:
@@ -25,8 +27,8 @@ class Digester:
 
     async def digests(
         self, fd: int, start: int, algorithm: str, ranges: Sequence[tuple[int, int]]
-    ) -> AsyncIterator[DigestLine]:
-        """The digests of ranges of the file behind `fd`, in order, each as soon as it and those before it are known.
+    ) -> AsyncIterator[list[DigestLine]]:
+        """The digests of ranges of the file behind `fd`, in order, some at a time, as soon as they are known.
 
         Args:
             fd: an open file or device.
@@ -39,20 +41,31 @@ class Digester:
         """
         loop = asyncio.get_running_loop()
         reader = MediaReader(fd)
-        running: deque[tuple[int, int, asyncio.Future[str]]] = deque()
-        todo = iter(ranges)
+        running: deque[asyncio.Future[tuple[list[DigestLine], OSError | None]]] = deque()
+        todo = _tasks(ranges)
+
+        def run(task: Sequence[tuple[int, int]]) -> tuple[list[DigestLine], OSError | None]:
+            lines: list[DigestLine] = []
+            try:
+                for offset, length in task:
+                    lines.append(DigestLine(offset, length, reader.digest(algorithm, start + offset, length)))
+            except OSError as error:  # what is known before it is told
+                return lines, error
+            return lines, None
+
         try:
             while True:
-                while len(running) < 2 * self._threads and (pair := next(todo, None)) is not None:
-                    offset, length = pair
-                    job = loop.run_in_executor(self._pool, reader.digest, algorithm, start + offset, length)
-                    running.append((offset, length, job))
+                while len(running) < 2 * self._threads and (task := next(todo, None)) is not None:
+                    running.append(loop.run_in_executor(self._pool, run, task))
                 if not running:
                     return
-                offset, length, job = running.popleft()
-                yield DigestLine(offset, length, await job)
+                lines, failure = await running.popleft()
+                if lines:
+                    yield lines
+                if failure is not None:
+                    raise failure
         finally:
-            await asyncio.gather(*(job for _, _, job in running), return_exceptions=True)
+            await asyncio.gather(*running, return_exceptions=True)
             reader.close()
 
     def close(self) -> None:
@@ -68,6 +81,20 @@ class Digester:
     ) -> None:
         """Close."""
         self.close()
+
+
+def _tasks(ranges: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Ranges in their order, small ones together: handing a range to a thread costs more than hashing 64 KiB."""
+    task: list[tuple[int, int]] = []
+    size = 0
+    for offset, length in ranges:
+        if task and size + length > _TASK:
+            yield task
+            task, size = [], 0
+        task.append((offset, length))
+        size += length
+    if task:
+        yield task
 
 
 def _give_way() -> None:

@@ -1,6 +1,6 @@
 """Sending only what the target does not have: it is asked for its digests first, and so is its own seed.
 
-    runs of 16 MiB ──differs──▶ pieces of 1 MiB ──differs──▶ parts of 64 KiB ──differs──▶ sent
+    runs of 4 MiB ──differs──▶ pieces of 1 MiB ──differs──▶ parts of 64 KiB ──differs──▶ sent
 
 A restore that was cut goes on in the same way.
 """
@@ -15,15 +15,16 @@ from typing import Final
 
 from nbd.connection import FileRange
 from restore.blocks.plan import GRAIN, Kind, Piece, split
-from restore.blocks.verify import RANGE, Expected, Verification
+from restore.blocks.verify import Verification
 from restore.source import Payload
 from restore.source.payload import add_to
 from restore.target import ALGORITHM
 from targetmode.disks.media import ALGORITHMS, zero_digest
 
-UNDER_WAY: Final = 2  # batches that the target is asked about, beside the one that is being sent
-BATCH_DATA: Final = 64 << 20  # bytes of data in a batch; decoded ones are in memory meanwhile
-BATCH_ALL: Final = 512 << 20  # bytes in a batch, zeroes included
+UNDER_WAY: Final = 4  # batches that the target is asked about, beside the one that is being sent
+RUN: Final = 4 << 20  # bytes that are asked about first
+BATCH_HELD: Final = 32 << 20  # bytes in a batch that are in memory meanwhile
+BATCH_ALL: Final = 256 << 20  # bytes in a batch; each costs the target a few questions
 _MANY: Final = 0.5  # of the things in a batch differ: next time it does not pay to ask about larger or smaller ones
 
 Item = tuple[Piece, Payload | None]
@@ -83,28 +84,32 @@ class Delta:
         return groups
 
     async def _differing(self, groups: list[Group]) -> list[Group]:
-        items = await asyncio.to_thread(lambda: [self._expected(group) for group in groups])
-        wrong = await self._check.differing(items)
+        """Those that the target does not have; both sides are hashed at the same time."""
+        ranges = [(group[0][0].offset, sum(piece.length for piece, _ in group)) for group in groups]
+        hashing = asyncio.to_thread(lambda: [self._digest(group) for group in groups])
+        ours, theirs = await asyncio.gather(hashing, self._check.digests(ranges), return_exceptions=True)
+        if isinstance(ours, BaseException):
+            raise ours
+        if isinstance(theirs, BaseException):
+            raise theirs
         found = []
-        for group, item in zip(groups, items, strict=True):
-            if item.piece.offset in wrong:
+        for group, right, there in zip(groups, ours, theirs, strict=True):
+            if there != right:
                 found.append(group)
             else:
                 for piece, _ in group:
                     self._same(piece)
         return found
 
-    def _expected(self, group: Group) -> Expected:
+    def _digest(self, group: Group) -> str:
         first = group[0][0]
         if first.kind is not Kind.DATA:
-            return Expected(first, zero_digest(ALGORITHM, first.length))
+            return zero_digest(ALGORITHM, first.length)
         digest = ALGORITHMS[ALGORITHM]()
-        length = 0
         for piece, payload in group:
             assert payload is not None
             add_to(digest, payload, piece.length, self._name)
-            length += piece.length
-        return Expected(Piece(first.offset, length, Kind.DATA), str(digest.hexdigest()))
+        return str(digest.hexdigest())
 
 
 def _members(groups: Iterable[Group]) -> Iterator[Item]:
@@ -114,27 +119,27 @@ def _members(groups: Iterable[Group]) -> Iterator[Item]:
 
 def _batches(items: Iterable[Item]) -> Iterator[Group]:
     batch: Group = []
-    data = whole = 0
+    held = whole = 0
     for piece, payload in items:
         batch.append((piece, payload))
-        data += piece.length if payload is not None else 0
+        held += 0 if payload is None or isinstance(payload, FileRange) else piece.length
         whole += piece.length
-        if data >= BATCH_DATA or whole >= BATCH_ALL:
+        if held >= BATCH_HELD or whole >= BATCH_ALL:
             yield batch
-            batch, data, whole = [], 0, 0
+            batch, held, whole = [], 0, 0
     if batch:
         yield batch
 
 
 def _runs(items: Iterable[Item]) -> Iterator[Group]:
-    """Neighbouring pieces of data together, up to `RANGE`; zeroes by themselves."""
+    """Neighbouring pieces of data together, up to `RUN`; zeroes by themselves."""
     run: Group = []
     for item in items:
         piece = item[0]
         if run:
             first, last = run[0][0], run[-1][0]
             joins = piece.kind is last.kind is Kind.DATA and last.offset + last.length == piece.offset
-            if not joins or piece.offset + piece.length - first.offset > RANGE:
+            if not joins or piece.offset + piece.length - first.offset > RUN:
                 yield run
                 run = []
         run.append(item)

@@ -233,16 +233,16 @@ class Verification:
         feed.close()
         return await self.compare(feed)
 
-    async def differing(self, items: Sequence[Expected]) -> set[int]:
-        """Where those of the expected pieces are, by their offsets, that the target does not have.
+    async def digests(self, ranges: Sequence[tuple[int, int]]) -> list[str]:
+        """The digests of what the target has in ranges of (offset, length).
 
         Raises:
-            RestoreError, NBDError, OSError: the target's digests cannot be had.
+            RestoreError, NBDError, OSError: they cannot be had.
         """
         verifier = await self._ready()
-        found: set[int] = set()
-        for start in range(0, len(items), _MOST_AT_ONCE):
-            found.update(piece.offset for piece in await self._compare(verifier, items[start : start + _MOST_AT_ONCE]))
+        found: list[str] = []
+        for start in range(0, len(ranges), _MOST_AT_ONCE):
+            found += await verifier.digests(ranges[start : start + _MOST_AT_ONCE])
         return found
 
     async def __aenter__(self) -> Self:

@@ -55,10 +55,11 @@ def dmg(bench: Bench) -> None:
         bench.compare(
             f"{codec} dmg", "7z x", 1.5, to(bench, image), shell(f"{seven} x -so -tdmg {image} > {out} 2>/dev/null")
         )
-        bench.compare(
-            f"{codec} dmg", "qemu-img convert", 1.5, to(bench, image),
-            shell(f"qemu-img convert -n -f dmg -O raw {image} {out}"),
-        )  # fmt: skip
+        if codec == "zlib":  # qemu has no LZMA runs
+            bench.compare(
+                f"{codec} dmg", "qemu-img convert", 1.5, to(bench, image),
+                shell(f"qemu-img convert -n -f dmg -O raw {image} {out}"),
+            )  # fmt: skip
         image.unlink()
 
 

@@ -17,7 +17,7 @@ from nbd.connection import FileRange
 from restore.errors import Refused, RestoreError
 from targetmode.disks.preflight import uses
 
-_PIECE: Final = 1 << 20
+_PIECE: Final = 256 << 10
 _GAP: Final = 26  # parts
 
 
