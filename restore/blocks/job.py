@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
@@ -23,6 +23,7 @@ from nbd.connection import PayloadError
 from nbd.errors import NBDError
 from nbd.wire import Command
 from restore.blocks.plan import HEAD, Kind, KnownZeroes, Piece, cut, operation, throttle
+from restore.blocks.progress import Progress, showing
 from restore.blocks.verify import Expected, Feed, Hasher, Verification, expected, payload_of
 from restore.errors import Differences, Refused, RestoreError, join, say
 from restore.fit.sizes import check_size
@@ -39,7 +40,6 @@ ATTEMPTS: Final = 3  # times that a range which differs is sent again
 RESTARTS: Final = 5  # times that all is compared once more since the server may have been started again meanwhile
 _LOOKED_AT: Final = 64  # ranges that differ in the end whose source is read once more
 _PATIENCE: Final = 2.0  # seconds that an interrupted copy has to end by itself, and again when its connections are cut
-_TICK: Final = 0.1  # seconds between two updates of the progress
 _SWITCH: Final = 0.0005  # seconds a thread may keep the interpreter while the copying one waits for it
 _AGAIN: Final = "the server may have been started again, so all that was compared is compared once more"
 _T = TypeVar("_T")
@@ -131,11 +131,11 @@ async def verify(
         RestoreError: they could not be compared.
     """
     async with _opened(open_target, open_source, fit, report) as (target, source):
-        progress = _Progress(report, {VERIFYING: lambda: source.expected_size})
+        progress = Progress(report, {VERIFYING: lambda: source.expected_size})
         started = time.monotonic()
         try:
             async with Verification(source, target, lambda n: progress.add(VERIFYING, n), report.note) as check:
-                with _showing(progress):
+                with showing(progress):
                     doubts = _Doubts(report)
                     while True:
                         generation = target.generation
@@ -184,7 +184,7 @@ class _Restore:
         totals = {RESTORING: lambda: max(source.expected_size - self._head, 0)}
         if settings.verify:
             totals[VERIFYING] = lambda: source.expected_size
-        self._progress = _Progress(report, totals)
+        self._progress = Progress(report, totals)
 
     async def run(self) -> Done:
         await self._ask()
@@ -194,7 +194,7 @@ class _Restore:
             self._erased = True
             await _phase(self._report, "Retrieving scan information", lambda: None)
             await _phase(self._report, "Validating sizes", lambda: check_size(self._source, self._target))
-            with _showing(self._progress):
+            with showing(self._progress):
                 await self._copy()
         except _FAILURES as error:
             if isinstance(error, Refused) and not self._erased:
@@ -526,47 +526,6 @@ class _Doubts:
         if self._times > RESTARTS:
             raise RestoreError(f"the connection was lost during each of {RESTARTS} more comparisons")
         self._report.note(_AGAIN)
-
-
-class _Progress:
-    """Bytes done of each phase, on their way to the report."""
-
-    def __init__(self, report: Report, totals: dict[str, Callable[[], int]]) -> None:
-        self._report = report
-        self.totals = totals  # of each phase, in bytes; of some sources they become known on the way
-        self._done = dict.fromkeys(totals, 0)
-
-    def add(self, phase: str, length: int) -> None:
-        """Count bytes of a phase, if it is one that is shown; may be called from any thread."""
-        if phase in self._done:
-            self._done[phase] += length
-
-    def complete(self, phase: str) -> None:
-        """All of a phase is done."""
-        self._done[phase] = self.totals[phase]()
-        self.show()
-
-    def show(self) -> None:
-        """Report where every phase is."""
-        for phase, total in self.totals.items():
-            most = total()
-            self._report.progress(phase, min(self._done[phase], most), most)
-
-
-@contextmanager
-def _showing(progress: _Progress) -> Iterator[None]:
-    """While this context lasts, the progress is shown again and again."""
-
-    async def show() -> None:
-        while True:
-            progress.show()
-            await asyncio.sleep(_TICK)
-
-    task = asyncio.create_task(show())
-    try:
-        yield
-    finally:
-        task.cancel()
 
 
 async def _phase(

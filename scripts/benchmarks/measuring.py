@@ -115,7 +115,8 @@ def table_line(row: Row) -> str:
 
     ratio = f"{row.value:.2f}" if row.theirs else "–"
     reached = "yes" if row.met else "**no**"
-    return f"| {row.name} | {row.peer} | {figure(row.ours)} | {figure(row.theirs)} | {ratio} | {row.goal} | {reached} |"
+    peer = row.peer.replace("|", r"\|")
+    return f"| {row.name} | {peer} | {figure(row.ours)} | {figure(row.theirs)} | {ratio} | {row.goal} | {reached} |"
 
 
 def plot(rows: list[Row], file: Path) -> None:

@@ -22,6 +22,8 @@ from tests.support import running, wait_until
 
 Address: TypeAlias = str | tuple[str, int]
 
+GREETING = bytes(wire.Greeting.build({"flags": 3}))
+
 
 @dataclass
 class Answer:
@@ -322,6 +324,11 @@ def next_option(sock: socket.socket) -> tuple[int, bytes]:
 def option_reply(option: int, reply: int, data: bytes = b"", *, length: int | None = None) -> bytes:
     values = {"option": option, "reply": reply, "length": len(data) if length is None else length}
     return bytes(wire.OptionReplyHeader.build(values)) + data
+
+
+def block_size(*sizes: int) -> bytes:
+    data = dict(zip(("minimum", "preferred", "maximum"), sizes, strict=True))
+    return bytes(wire.InfoReply.build({"type": Info.BLOCK_SIZE, "data": data}))
 
 
 def info_export(size: int, flags: int = 0x1ED) -> bytes:
