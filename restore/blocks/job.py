@@ -179,7 +179,7 @@ class _Restore:
         self._erased = self._head_written = self._begun = False
         self._empty = f"{target.name} is left empty"
         self._stopping = threading.Event()
-        self._unsent = 0  # bytes that the target had already
+        self._written = 0  # bytes, zeroes included
         self._doubts = _Doubts(report)
         totals = {RESTORING: lambda: max(source.expected_size - self._head, 0)}
         if settings.verify:
@@ -209,7 +209,7 @@ class _Restore:
             raise
         how = "verified" if self._settings.verify else "not verified"
         if self._settings.delta:
-            how += f", {format_size(self._unsent)} of it were there already"
+            how += f", {format_size(self._written)} of it written, the rest was there already"
         return _done("Restored", self._source.least_size, time.monotonic() - started, how)
 
     async def _ask(self) -> None:
@@ -378,6 +378,7 @@ class _Restore:
                     finish(piece)
                 else:
                     pending[asked.offset] = piece
+                    self._written += piece.length
                     yield asked
 
         def finish(piece: Piece) -> None:
@@ -395,7 +396,6 @@ class _Restore:
 
     def _same(self, piece: Piece) -> None:
         """A piece need not be sent, and was compared by that."""
-        self._unsent += piece.length
         self._progress.add(RESTORING, piece.length)
         self._progress.add(VERIFYING, piece.length)
 
