@@ -37,6 +37,19 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
     sync_directory(path.parent)
 
 
+def check_replaceable(path: str | Path) -> None:
+    """See to it that a file can be made there, before the work that it is for begins.
+
+    Raises:
+        OSError: it cannot; names `path`.
+    """
+    path = Path(path)
+    with _naming(path):
+        fd, temporary = tempfile.mkstemp(prefix=".asr.", suffix=".part", dir=path.parent)
+    os.close(fd)
+    os.unlink(temporary)  # noqa: PTH108
+
+
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Errors name what the file is for, not the temporary name, which tells nobody anything."""

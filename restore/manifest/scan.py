@@ -27,6 +27,7 @@ from restore.errors import RestoreError
 from restore.manifest import signature
 from restore.manifest.beside import bmap_path
 from restore.manifest.bmap import BLOCK, UNIT, Bmap, ImageFile, write
+from restore.replacing import check_replaceable
 from restore.report import Report
 from restore.source import Payload, Source
 from restore.source.payload import add_to
@@ -90,6 +91,7 @@ async def scan_beside(
         OSError: likewise.
     """
     status = Path(path).stat()
+    await asyncio.to_thread(check_replaceable, bmap_path(path))
     stopping = threading.Event()
 
     def advance(done: int, total: int) -> None:

@@ -27,6 +27,7 @@ from restore.source.detect import open_image
 from restore.source.raw import RawStream
 from restore.source.storage.file import LocalFile
 from restore.source.stream import StreamSource
+from tests.restore.engine import asr, failed
 from tests.restore.manifest.images import ISLANDS, MIB, fill, scanned
 from tests.serving import run
 from tests.support import assert_same_bytes, examples
@@ -144,6 +145,18 @@ def test_image_changed_meanwhile(image: Path) -> None:
         with pytest.raises(RestoreError, match="was changed meanwhile; stop what writes it first"):
             asyncio.run(imagescan(source, image, None, ScanSettings(), TextReport(io.StringIO())))
     assert list(image.parent.iterdir()) == [image]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for mounts")
+def test_a_directory_that_cannot_be_written_is_told_at_once(image: Path) -> None:
+    run("mount", "--bind", image.parent, image.parent)
+    try:
+        run("mount", "-o", "remount,bind,ro", image.parent)
+        result = asr("imagescan", image)
+        assert failed(result) == f"{image}.bmap: it cannot be written: Read-only file system"
+        assert "Block checksum" not in result.out
+    finally:
+        run("umount", image.parent)
 
 
 def test_interrupted(image: Path) -> None:
