@@ -13,7 +13,7 @@ from typing import Final
 from restore.errors import RestoreError
 from restore.grammar import parse
 from restore.grammar.telling import tell
-from restore.report import Report, make_report, put
+from restore.report import Report, answer, make_report
 from targetmode.disks.streams import prepare_streams
 
 INTERRUPTED: Final = "interrupted; nothing was touched"
@@ -24,8 +24,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "asr") -> int
     prepare_streams()
     options = parse(sys.argv[1:] if arguments is None else arguments, program)
     if (text := tell(options, program)) is not None:
-        put(sys.stdout, text)
-        return 0
+        return answer(text, program)
     report = make_report(as_json=options.json, puppetstrings=options.puppetstrings, timed=options.debug)
     try:
         import asyncio

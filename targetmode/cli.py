@@ -12,7 +12,7 @@ from restore.grammar import spellings, values
 from restore.grammar.telling import add_completion, add_manual, tell_of
 from restore.grammar.usage import Parser
 from restore.grammar.verbs import SHARED, add_verbs
-from restore.report import put
+from restore.report import answer
 from targetmode.disks.streams import prepare_streams
 
 
@@ -27,8 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = _parse(parser, given)
     if (text := tell_of(parser, options, _page)) is not None:
-        put(sys.stdout, text)
-        return 0
+        return answer(text, "targetmode")
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
@@ -44,7 +43,7 @@ def _parse(parser: Parser, given: Sequence[str]) -> argparse.Namespace:
     if not words:
         parser.error(f"a verb is missing: {', '.join(parser.verbs)}")
     if words[0] in spellings.HELP:
-        put(sys.stdout, parser.format_help())
+        parser.print_help()
         raise SystemExit(0)
     if words[0] not in parser.verbs:
         parser.error(parser.unknown("option" if words[0].startswith("-") else "verb", given[0], parser.verbs))

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NoReturn
 
+from restore.report import answer
+
 _REQUIRED: Final = re.compile(r"the following arguments are required: (.+)")
 _NO_VALUE: Final = re.compile(r"argument (\S+): expected (?:one|at least one) argument")
 _EXCLUSIVE: Final = re.compile(r"argument (\S+): not allowed with argument (\S+)")
@@ -126,6 +128,11 @@ class Parser(argparse.ArgumentParser):
         near = difflib.get_close_matches(wanted, folded, 1, 0.6)
         meant = f"; did you mean {folded[near[0]]}?" if near else ""
         return f"there is no {kind} {_shown(word)}{meant}"
+
+    def print_help(self, file: Any = None) -> None:
+        """Print it on standard output; end with status 1 where that fails."""
+        if status := answer(self.format_help(), self._program):
+            self.exit(status)
 
     def error(self, message: str) -> NoReturn:
         """End with status 2 and one line."""

@@ -81,10 +81,30 @@ def put(out: TextIO, text: str) -> None:
         out.write(text)
         out.flush()
     except OSError:
-        with contextlib.suppress(OSError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, out.fileno())
-            os.close(nowhere)
+        _abandon(out)
+
+
+def answer(text: str, program: str) -> int:
+    """Print what was asked for; the exit status, which is 1 when it could not be printed to its end."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has read enough
+        _abandon(sys.stdout)
+        return 1
+    except OSError as error:
+        _abandon(sys.stdout)
+        put(sys.stderr, f"{program}: standard output: {error.strerror}\n")
+        return 1
+    return 0
+
+
+def _abandon(out: TextIO) -> None:
+    """What is in its buffer goes nowhere, rather than failing once more."""
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, out.fileno())
+        os.close(nowhere)
 
 
 def range_lines(ranges: Sequence[tuple[int, int]], most: int = 20) -> list[str]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from contextlib import closing
 from pathlib import Path
 
 from restore.errors import Refused
 from restore.exports import SCHEMES
-from restore.report import Report, put
+from restore.report import Report, answer
 from restore.source.detect import open_image
 from restore.source.spill import attachable
 from restore.verbs.found import found_source
@@ -59,8 +58,7 @@ async def info(options: argparse.Namespace, report: Report) -> int:
     with closing(image.source) as source:
         found = describe(source, options.image, image.format, options.verify_signature)
     text = found.as_plist() if options.plist else found.as_json() if options.json else found.as_text()
-    put(sys.stdout, text.rstrip("\n") + "\n")
-    return 0
+    return answer(text.rstrip("\n") + "\n", "asr")
 
 
 async def capture(options: argparse.Namespace, report: Report) -> int:

@@ -196,3 +196,16 @@ def test_fish_completes(keys: str, wanted: str, scripts: Path) -> None:
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [wanted.split()[-1]]
+
+
+@pytest.mark.parametrize(
+    "words", ["asr help", "asr help restore", "asr restore --help", "asr version", "targetmode -h"]
+)
+def test_what_cannot_be_printed_is_no_success(words: str) -> None:
+    program, *arguments = words.split()
+    module = {"asr": "restore.cli", "targetmode": "targetmode.cli"}[program]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+    assert (done.returncode, done.stderr) == (1, f"{program}: standard output: No space left on device\n")
