@@ -1,10 +1,11 @@
 """Every kind of source onto every kind of target: the table of README.md, a test for each cell.
 
-Debian packages: e2fsprogs qemu-utils zstd gzip partclone fdisk nginx-light openssh-server openssh-client.
+Debian packages: e2fsprogs qemu-utils zstd gzip partclone fdisk nginx-light openssh-server openssh-client samba.
 """
 
 from __future__ import annotations
 
+import getpass
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ import pytest
 from scripts.dmg import build_dmg
 from tests.restore.engine import asr, succeeded
 from tests.restore.filesystems import checked, in_filesystem, make_filesystem
-from tests.restore.source.storage.servers import nginx, sshd
+from tests.restore.source.storage.servers import moto, nginx, smbd, sshd
 from tests.serving import run, serving
 from tests.support import assert_same_bytes, loop_device
 
@@ -109,7 +110,27 @@ def sftp(volume: Path, directory: Path, stack: ExitStack) -> str:
     return f"sftp://127.0.0.1:{server.port}{server.files}/image"
 
 
-SOURCES = (raw, compressed, dmg, virtual, partclone, clonezilla, device, mounted, export, http, sftp)
+def smb(volume: Path, directory: Path, stack: ExitStack) -> str:
+    user = getpass.getuser()
+    server = stack.enter_context(smbd(directory, user, "secret"))
+    (server.files / "image").write_bytes(volume.read_bytes())
+    (directory / "login").write_text(f"username={user}\npassword=secret\n")
+    stack.enter_context(pytest.MonkeyPatch.context()).setenv("SMB_CREDENTIALS", str(directory / "login"))
+    return f"smb://127.0.0.1:{server.port}/images/image"
+
+
+def s3(volume: Path, directory: Path, stack: ExitStack) -> str:
+    port, put = stack.enter_context(moto(directory))
+    put("image", volume.read_bytes())
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
+    patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    return "s3://bucket/image"
+
+
+SOURCES = (raw, compressed, dmg, virtual, partclone, clonezilla, device, mounted, export, http, sftp, smb, s3)
 
 
 @pytest.fixture(scope="module", params=SOURCES, ids=lambda make: make.__name__)
