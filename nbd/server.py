@@ -144,13 +144,14 @@ class Server:
         if slot is None:
             sock.close()
             return
+        parent = os.getpid()
         try:
             pid = os.fork()
         except OSError:  # no memory, or too many processes: this client has to come back later
             sock.close()
             return
         if pid == 0:
-            self._connection(sock, address, slot)
+            self._connection(parent, sock, address, slot)
         sock.close()
         self.connections[slot] = pid
 
@@ -170,11 +171,11 @@ class Server:
             time.sleep(_NUDGE if len(self.connections) else 0)
             self._reap()
 
-    def _connection(self, sock: socket.socket, address: Any, slot: int) -> NoReturn:
+    def _connection(self, parent: int, sock: socket.socket, address: Any, slot: int) -> NoReturn:
         """The life of a connection's process."""
         status = _NOT_SERVED
         try:
-            die_with_parent()
+            die_with_parent(parent)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the listener tells us when
@@ -275,6 +276,8 @@ def peer_name(sock: socket.socket, address: Any) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent process ends, however it ends."""
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel for SIGTERM when the process `parent` ends, however it ends; end now if it has already."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(_NOT_SERVED)

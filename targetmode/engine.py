@@ -51,6 +51,7 @@ class Wiring:
         directory: private to this run; the writers' locks, and what nbdkit is told, are in it.
         contexts: informational metadata contexts.
         max_connections: most clients at once.
+        foreign: the main process's own sockets, which must not outlive it.
     """
 
     offer: Offer
@@ -61,6 +62,7 @@ class Wiring:
     directory: Path
     contexts: tuple[str, ...]
     max_connections: int
+    foreign: Sequence[socket.socket] = ()
 
 
 def start_builtin(wiring: Wiring) -> int:
@@ -71,6 +73,8 @@ def start_builtin(wiring: Wiring) -> int:
     """
 
     def run() -> int:
+        for sock in wiring.foreign:
+            sock.close()
         counters = memoryview(wiring.counters).cast("Q")
         server = Server(
             wiring.listeners,
@@ -194,6 +198,7 @@ def _fork(run: Callable[[], int]) -> int:
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    parent = os.getpid()
     try:
         pid = os.fork()
     except OSError as error:
@@ -202,7 +207,7 @@ def _fork(run: Callable[[], int]) -> int:
         return pid
     status = 1
     try:
-        die_with_parent()
+        die_with_parent(parent)
         status = run()
     except BaseException:
         traceback.print_exc()

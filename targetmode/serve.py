@@ -156,7 +156,17 @@ def _run(
     with theirs:
         port = controls[0].getsockname()[1] if controls else None
         contexts = () if port is None else api.ControlAddress(port, session.id).contexts()
-        wiring = Wiring(offer, listeners, counters, counters_fd, theirs, directory, contexts, options.max_connections)
+        wiring = Wiring(
+            offer,
+            listeners,
+            counters,
+            counters_fd,
+            theirs,
+            directory,
+            contexts,
+            options.max_connections,
+            [ours, *controls],
+        )
         strangers = adopt_orphans()
         # From before the fork until a handler is there, a signal to stop has to wait.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -386,6 +388,26 @@ def test_a_server_killed_takes_its_connections_along(server: Exporting) -> None:
         server.wait_for("opened")
         os.kill(server.pid, signal.SIGKILL)
         assert client.at_end()
+
+
+def test_a_process_that_is_an_orphan_already_ends(tmp_path: Path) -> None:
+    """Its parent was killed between the fork and the request to die with it."""
+    said = tmp_path / "said"
+    script = f"""
+import os, time
+from nbd.server import die_with_parent
+parent = os.getpid()
+if not os.fork():
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    open({str(said)!r}, "x").close()
+    die_with_parent(parent)
+    open({str(said)!r}, "a").write("lives on")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    wait_until(said.exists, "the orphan")
+    time.sleep(0.3)
+    assert said.read_text() == ""
 
 
 def test_a_listener_stops_while_clients_shake_hands(server: Exporting) -> None:

@@ -10,14 +10,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from nbd.wire import Command
-from tests.serving import ROOT, TARGETMODE, RawClient, Serving, alive, nbdsh, pattern, run
+from tests.serving import ROOT, TARGETMODE, RawClient, Serving, alive, nbdsh, pattern, run, serving
 from tests.support import assert_same_bytes, loop_device, wait_until
 from tests.targetmode.conftest import MIB
 
@@ -308,6 +308,26 @@ def test_kill_9_of_the_main_process_leaves_nothing(
         with RawClient(again) as client:
             assert client.read(0, 512) == b"k" * 512
         again.stop()
+
+
+def test_nobody_waits_for_the_control_api_of_a_main_process_that_was_killed(image: Path) -> None:
+    """The processes that it leaves for a moment do not hold the socket, where nobody would answer."""
+    options = ("--listen=127.0.0.1:0", "--control=127.0.0.1:0")
+    with (
+        serving(image, options=options, errors=image.with_suffix(".errors"), clean=False) as server,
+        ExitStack() as stack,
+    ):
+        client = stack.enter_context(RawClient(server))
+        assert client.read(0, 512) == image.read_bytes()[:512]
+        others = server.descendants()
+        for pid in others:
+            os.kill(pid, signal.SIGSTOP)
+            stack.callback(os.kill, pid, signal.SIGCONT)
+        server.stop(signal.SIGKILL)
+        assert all(map(alive, others))
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", server.ready["control"]), timeout=5)
+    wait_until(lambda: not any(map(alive, others)), "the end of every process")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
