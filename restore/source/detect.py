@@ -97,7 +97,14 @@ def _check_content(source: Source, told_as: str | None) -> None:
     from restore.source.contents import contents_of
 
     contents = contents_of(source)
-    if contents is not None and contents.table is None and contents.signature is None:
+    if contents is not None and (contents.table is not None or contents.signature is not None):
+        return
+    if source.sequential:
+        raise Refused(
+            f"{source.name} begins with no partition table or file system, and is no raw image then; a UDIF image "
+            "cannot be read from a server that sends no ranges: download it first (--format raw takes it as it is)"
+        )
+    if contents is not None:
         raise Refused(
             f"{source.name} is no UDIF image, and has no partition table or file system either: it may be cut short; "
             "--format raw takes it as it is"

@@ -1,6 +1,6 @@
 """What an image is, is told by its content.
 
-Debian packages: bzip2 gzip lz4 xz-utils zstd.
+Debian packages: bzip2 gzip lz4 nginx-light xz-utils zstd.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from restore.source import SourceError, SourceSettings
 from restore.source.compressed import FORMATS
 from restore.source.detect import open_image
 from restore.source.payload import as_memory
+from scripts.dmg import build_dmg
 from tests.restore.engine import asr, failed, restore, succeeded
 from tests.restore.source.compressed.files import TOOLS, compressed_content, content
+from tests.restore.source.storage.servers import nginx
 from tests.support import assert_same_bytes, loop_device
 
 SMALL = 70_000
@@ -69,6 +71,24 @@ def test_a_dmg_without_its_end(tmp_path: Path) -> None:
     assert not any(target.read_bytes())
     succeeded(restore(path, target, "--format", "raw"))
     assert_same_bytes(target.read_bytes()[: SMALL + 2], path.read_bytes())
+
+
+def test_a_dmg_from_a_server_without_ranges(tmp_path: Path) -> None:
+    """Refused before anything is touched, although only its last bytes tell for sure what it is."""
+    size = 6 << 20
+    raw, target = tmp_path / "raw", tmp_path / "target"
+    raw.write_bytes(content(size))
+    target.write_bytes(b"t" * (2 * size))
+    with nginx(tmp_path) as server:
+        build_dmg(raw, server.files / "image.dmg")
+        assert failed(restore(server.url("whole/image.dmg"), target)) == (
+            f"{server.url('whole/image.dmg')} begins with no partition table or file system, and is no raw image "
+            "then; a UDIF image cannot be read from a server that sends no ranges: download it first (--format raw "
+            "takes it as it is)"
+        )
+        assert target.read_bytes() == b"t" * (2 * size)
+        succeeded(restore(server.url("image.dmg"), target))
+    assert_same_bytes(target.read_bytes()[:size], raw.read_bytes())
 
 
 @pytest.mark.parametrize("form", FORMATS)
