@@ -72,7 +72,7 @@ def _set(under: Opened, volume: Volume, new: str, directory: Path) -> None:
         elif volume.kind == "swap":
             tools.run(["swaplabel", "-U", new, device])
         else:
-            tools.run(["mlabel", "-N", new.replace("-", ""), "-i", device, "::"])
+            tools.run(["fatlabel", "-i", device, new.replace("-", "")])  # mlabel would drop the label
 
 
 def _renew_table(under: Opened, table: PartitionTable, changed: dict[str, str]) -> Iterator[str]:

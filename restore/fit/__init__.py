@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from restore.fit.sizes import ANY_SIZE, check_partitions, check_size, claimed_size
+from restore.fit.sizes import ANY_SIZE, check_partitions, check_size, check_whole, claimed_size
 from restore.fit.suited import check_suited, doubts
 from restore.fit.table import fit_table
 from restore.report import Report
@@ -58,6 +58,8 @@ async def fitted(
     """
     contents = contents_of(source, ANY_SIZE if source.size is None else None)
     if settings.restoring:
+        if not settings.keep_table:
+            check_whole(source)
         check_suited(source, contents, target)
         for doubt in doubts(source, contents, target):
             report.note(doubt)

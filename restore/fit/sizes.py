@@ -10,10 +10,13 @@ from restore.source.contents import reader_of
 from restore.target import Target
 from targetmode.disks.contents import Contents
 from targetmode.disks.layout import Partition, PartitionTable
+from targetmode.disks.table import read_table
 from targetmode.disks.text import format_size
 
 ANY_SIZE: Final = 1 << 62  # bytes, of an image whose size is not known
 _LISTED: Final = 4
+_SECTOR: Final = 512  # bytes, where the table does not tell of others
+_CYLINDER: Final = 255 * 63 * 512  # bytes, to which old tools rounded an MBR's last partition, beyond the image's end
 
 
 def claimed_size(source: Source, contents: Contents | None) -> int:
@@ -53,6 +56,35 @@ def check_size(source: Source, target: Target, claimed: int = 0) -> None:
             f"{target.name} is too small: it has {target.size} bytes ({format_size(target.size)}), "
             f"{source.name} has {least}{size} ({format_size(size)})"
         )
+
+
+def check_whole(source: Source) -> None:
+    """See that an image is as long as its partition table says.
+
+    Raises:
+        Refused: a partition ends behind the image's end, which then was cut short.
+    """
+    size = source.size
+    if size is None:
+        return
+    inside = reader_of(source)
+
+    def read(offset: int, length: int) -> bytes:
+        return inside(offset, max(min(length, size - offset), 0)).ljust(length, b"\0")
+
+    try:
+        table = read_table(read, ANY_SIZE, _SECTOR)
+    except OSError:
+        return
+    if table is None:
+        return
+    room = _CYLINDER if table.scheme == "mbr" else 0
+    for partition in table.partitions:
+        if partition.start + partition.length > size + room:
+            raise Refused(
+                f"{source.name} is cut short: it has {format_size(size)}, and its {_say(partition)} goes on behind "
+                "that; get a whole copy of it (--keep-table restores it as it is)"
+            )
 
 
 def check_partitions(table: PartitionTable, source: str, target: str, size: int) -> None:

@@ -35,7 +35,7 @@ def part_uuids(disk: Path) -> list[str]:
 
 @pytest.mark.parametrize("root", ["ext4", "xfs", "btrfs"])
 def test_everything_is_new_and_followed(tmp_path: Path, private: None, root: str) -> None:
-    esp = make_filesystem(tmp_path / "esp.img", "vfat", 40 * MIB)
+    esp = make_filesystem(tmp_path / "esp.img", "vfat", 40 * MIB, "-n", "BOOT")
     system = make_filesystem(tmp_path / "system.img", root)
     swap = tmp_path / "swap.img"
     swap.write_bytes(bytes(4 * MIB))
@@ -80,6 +80,7 @@ END
     assert not {*new, *new_parts} & {*old, *parts}
     for image, kind in zip(images, ("vfat", root), strict=False):
         checked(image, kind)
+    assert run("fatlabel", images[0]).out == "BOOT\n"
     text = in_filesystem(
         images[1],
         root,

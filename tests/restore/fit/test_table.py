@@ -197,3 +197,23 @@ def test_overlaid(runs: list[tuple[int, bool]], gaps: list[tuple[int, int]], ste
     assert position == size
     assert join(told) == join(mapped)
     assert_same_bytes(have, want)
+
+
+@pytest.mark.parametrize("label", ["gpt", "dos"])
+def test_an_image_that_was_cut_short(tmp_path: Path, label: str) -> None:
+    """As by a download that ended early: what is missing must not look restored, whatever room the target has."""
+    whole, path, disk = tmp_path / "whole.img", tmp_path / "image.img", tmp_path / "disk"
+    with whole.open("wb") as file:
+        file.truncate(40 * MIB)
+    run("sfdisk", "-q", whole, stdin=f"label: {label}\nstart=1MiB size=4MiB\nstart=5MiB size=34MiB\n")
+    path.write_bytes(whole.read_bytes()[: 24 * MIB])
+    blank(disk, 48 * MIB)
+    message = failed(restore(path, disk))
+    assert message == (
+        f"{path} is cut short: it has 24.0 MiB, and its partition 2 (34.0 MiB, ends at 39.0 MiB) goes on behind that; "
+        "get a whole copy of it (--keep-table restores it as it is)"
+    )
+    assert not disk.read_bytes().strip(b"\x55")
+    succeeded(restore(path, disk, "--keep-table"))
+    assert_same_bytes(disk.read_bytes()[: 24 * MIB], path.read_bytes())
+    succeeded(restore(whole, disk))
