@@ -59,7 +59,7 @@ async def fitted(
     contents = contents_of(source, ANY_SIZE if source.size is None else None)
     if settings.restoring:
         if not settings.keep_table:
-            check_whole(source)
+            check_whole(source, contents)
         check_suited(source, contents, target)
         for doubt in doubts(source, contents, target):
             report.note(doubt)

@@ -9,7 +9,7 @@ from restore.source import Source
 from restore.source.contents import reader_of
 from restore.target import Target
 from targetmode.disks.contents import Contents
-from targetmode.disks.layout import Partition, PartitionTable
+from targetmode.disks.layout import Partition, PartitionTable, Reader
 from targetmode.disks.table import read_table
 from targetmode.disks.text import format_size
 
@@ -30,10 +30,17 @@ def claimed_size(source: Source, contents: Contents | None) -> int:
         return 0
     if contents.table is not None:
         return max((partition.start + partition.length for partition in contents.table.partitions), default=0)
+    return _filesystem_size(contents, reader_of(source))
+
+
+def _filesystem_size(contents: Contents, read: Reader) -> int:
+    """Bytes of the file system that an image is; 0 where there is none that tells."""
+    if contents.signature is None:
+        return 0
     from restore.source.used.facts import Unmapped, facts_of  # which takes long to load
 
     try:
-        return facts_of(contents.signature.kind if contents.signature else "", reader_of(source), ANY_SIZE).size
+        return facts_of(contents.signature.kind, read, ANY_SIZE).size
     except (Unmapped, OSError):
         return 0
 
@@ -58,11 +65,15 @@ def check_size(source: Source, target: Target, claimed: int = 0) -> None:
         )
 
 
-def check_whole(source: Source) -> None:
-    """See that an image is as long as its partition table says.
+def check_whole(source: Source, contents: Contents | None) -> None:
+    """See that an image is as long as its partition table or file system says.
+
+    Args:
+        source: the image.
+        contents: what is on it.
 
     Raises:
-        Refused: a partition ends behind the image's end, which then was cut short.
+        Refused: it is not: it was cut short.
     """
     size = source.size
     if size is None:
@@ -77,6 +88,13 @@ def check_whole(source: Source) -> None:
     except OSError:
         return
     if table is None:
+        wanted = 0 if contents is None else _filesystem_size(contents, read)
+        if contents is not None and contents.signature is not None and wanted > size:
+            raise Refused(
+                f"{source.name} is cut short: it has {size} bytes ({format_size(size)}), and its file system "
+                f"({contents.signature.kind}) {wanted} ({format_size(wanted)}); get a whole copy of it, or add zeroes "
+                f"if only those are missing: truncate -s {wanted} FILE"
+            )
         return
     room = _CYLINDER if table.scheme == "mbr" else 0
     for partition in table.partitions:

@@ -1,6 +1,6 @@
 """A disk image on a larger disk: its backup GPT is at the end from the start, restored and verified like all the rest.
 
-Debian packages: gdisk fdisk.
+Debian packages: btrfs-progs dosfstools e2fsprogs fdisk gdisk ntfs-3g xfsprogs.
 """
 
 from __future__ import annotations
@@ -217,3 +217,22 @@ def test_an_image_that_was_cut_short(tmp_path: Path, label: str) -> None:
     succeeded(restore(path, disk, "--keep-table"))
     assert_same_bytes(disk.read_bytes()[: 24 * MIB], path.read_bytes())
     succeeded(restore(whole, disk))
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "ntfs", "vfat"])
+def test_a_volume_that_was_cut_short(tmp_path: Path, kind: str) -> None:
+    path, disk = make_filesystem(tmp_path / "image.img", kind), blank(tmp_path / "disk", MIB)
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.truncate(size // 2)
+    with disk.open("r+b") as file:
+        file.truncate(2 * size)
+    message = failed(restore(path, disk))
+    assert message.startswith(f"{path} is cut short: it has {size // 2} bytes (")
+    assert f"and its file system ({kind}) " in message
+    wanted = int(message.rsplit(" ", 2)[1])
+    assert size // 2 < wanted <= size
+    assert disk.read_bytes()[:MIB] == b"\x55" * MIB
+    with path.open("r+b") as file:
+        file.truncate(wanted)
+    succeeded(restore(path, disk))
