@@ -170,7 +170,10 @@ def _refuse(source: str, kind: str, minimum: int, size: int) -> None:
 
 
 def _shrink_ext(under: Opened, device: Path, source: str, size: int) -> None:
-    check_ext(device)
+    try:
+        check_ext(device)
+    except tools.ToolFailed as error:
+        raise Refused(f"the file system of {source} is damaged: {error}; repair it in a copy of the image") from None
     block = 1024 << int.from_bytes(fd_reader(under.fd)(1024 + 24, 4), "little")
     if match := EXT_MINIMUM.search(tools.run(["resize2fs", "-P", device]).out):
         _refuse(source, "file system", int(match[1]) * block, size)

@@ -107,3 +107,13 @@ def test_refusals(tmp_path: Path) -> None:
         assert str(refused.value).startswith(f"{image} does not fit: its file system can be made no smaller than ")
         assert kind != "btrfs" or "than 256.0 MiB, the target" in str(refused.value)
         nothing_left_of(tmp_path)
+
+
+def test_a_damaged_file_system_is_not_made_smaller(tmp_path: Path) -> None:
+    image = make_filesystem(tmp_path / "fs.img", "ext4", 64 * MIB)
+    run("debugfs", "-w", "-R", "clri <2>", image)
+    with pytest.raises(Refused) as refused:
+        shrink(image, "ext4", 64 * MIB, 48 * MIB, tmp_path / "out")
+    assert str(refused.value).startswith(f"the file system of {image} is damaged: e2fsck: ")
+    assert str(refused.value).endswith("; repair it in a copy of the image")
+    nothing_left_of(tmp_path)
