@@ -31,6 +31,7 @@ async def scan(options: argparse.Namespace, report: Report) -> int:
     def used_in(path: Path) -> UsedBlocks | None:
         return None if options.all_blocks else used_blocks_of(path, report.note)
 
+    _check_key(options.sign)
     image = open_image(options.image, source_settings(options, report))
     with closing(image.source) as source:
         if image.path is None:
@@ -80,6 +81,7 @@ async def capture(options: argparse.Namespace, report: Report) -> int:
         raise Refused(f"{target} is both source and target{also}; the image needs a file of its own")
     if (old := claim_target(Path(target), overwrite=options.overwrite)) is not None:
         old.close()  # `run` has it again, when the source is open
+    _check_key(options.sign)
     image = open_image(place, source_settings(options, report))
     settings = CaptureSettings(
         compress=options.compress, overwrite=options.overwrite, retries=options.retries, sign=options.sign
@@ -94,6 +96,14 @@ async def capture(options: argparse.Namespace, report: Report) -> int:
             used = await used_blocks_of_export(place, report)
         await run(source, target, used, settings, report, reread=getattr(source, "reread", None))
     return 0
+
+
+def _check_key(key: str | None) -> None:
+    """Refuse a key that nothing can be signed with, before an image is read for it."""
+    if key is not None:
+        from restore.manifest.signature import check_key
+
+        check_key(key)
 
 
 def _check_file(target: str) -> None:
