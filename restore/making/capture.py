@@ -46,7 +46,9 @@ SECTOR: Final = 512
 _AHEAD: Final = 4  # ranges under way, for each thread
 _MEDIUM: Final = frozenset({errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EREMOTEIO, errno.ETIMEDOUT})
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_RESERVE: Final = 16 << 20  # bytes left over for the file system's own use and for the scan
+_RESERVE: Final = 1 << 20  # bytes left over for the file system's own use, whatever the image
+_OVERHEAD: Final = 256  # one byte in so many is the file system's own, such as where the blocks of a file are
+_LINE: Final = 256  # bytes at most of a range in the scan
 
 Reread = Callable[[int, int], bytes]
 
@@ -202,7 +204,7 @@ class _Capture:
     def _make(self) -> Bmap:
         plan = None if self._source.sequential else _Plan(self._ranges())
         if plan is not None:
-            self._check_room(plan.total)
+            self._check_room(plan.total, len(plan))
         try:
             fd, temporary = tempfile.mkstemp(prefix=".asr.", suffix=".part", dir=self._target.parent)
         except OSError as error:
@@ -231,11 +233,11 @@ class _Capture:
             ) from None
         return bmap
 
-    def _check_room(self, needed: int) -> None:
-        """Only a raw image's size is known beforehand."""
+    def _check_room(self, mapped: int, count: int) -> None:
+        """See that there is room for so many bytes in so many ranges; only a raw image's size is known beforehand."""
         room = os.statvfs(self._target.parent)
         free = room.f_bavail * room.f_frsize
-        needed += _RESERVE
+        needed = mapped + mapped // _OVERHEAD + count * _LINE + _RESERVE
         if self._settings.compress == "none" and needed > free:
             raise Refused(
                 f"{self._target.parent} has no room for {self._target.name}: up to {format_size(needed)} are needed, "
@@ -409,6 +411,9 @@ class _Plan:
             self._ends.append(end)
             self._zeroes.append(zero)
             self.total += end - start
+
+    def __len__(self) -> int:
+        return len(self._starts)
 
     def __iter__(self) -> Iterator[tuple[int, int, bool]]:
         return ((s, e, bool(z)) for s, e, z in zip(self._starts, self._ends, self._zeroes, strict=True))
