@@ -19,7 +19,7 @@ _WINDOW: Final = 64  # files that are read, or wait for it
 _XATTRS: Final = ("user.", "security.", "trusted.", "system.posix_acl_")
 _DOUBLES: Final = "trusted.SGI_ACL_"  # XFS's own names for the ACLs
 _ACL: Final = "system.posix_acl_"
-_TYPES: Final = {
+KINDS: Final = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "directory",
     stat.S_IFLNK: "symbolic link",
@@ -28,6 +28,8 @@ _TYPES: Final = {
     stat.S_IFIFO: "FIFO",
     stat.S_IFSOCK: "socket",
 }
+"""What the types of files are called."""
+
 LOST_AND_FOUND: Final = b"lost+found"
 """At the root of an ext file system, made by and for it: neither copied nor compared."""
 
@@ -144,8 +146,8 @@ class Comparison:
             return False
         kind = stat.S_IFMT(have.st_mode)
         if stat.S_IFMT(found.st_mode) != kind:
-            there = _TYPES.get(stat.S_IFMT(found.st_mode), "?")
-            self._differs(path, f"a {there}, not a {_TYPES.get(kind, '?')}")
+            there = KINDS.get(stat.S_IFMT(found.st_mode), "?")
+            self._differs(path, f"a {there}, not a {KINDS.get(kind, '?')}")
             return False
         for name, value, wanted in self._attributes(have, found):
             if value != wanted:

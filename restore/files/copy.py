@@ -16,7 +16,7 @@ from typing import Final
 
 from restore import tools
 from restore.errors import Refused, RestoreError
-from restore.files.compare import LOST_AND_FOUND, Comparison, Item, is_kept, under, walk
+from restore.files.compare import KINDS, LOST_AND_FOUND, Comparison, Item, is_kept, under, walk
 from restore.files.profile import Profile, profile
 from restore.private.mounting import Mounted, Place, mounted, reached
 from restore.private.process import in_private
@@ -171,6 +171,8 @@ def _check_fits(origin: Mounted, goal: Mounted, keeps: Profile) -> tuple[int, in
             continue
         items += 1
         status = item.status
+        if not stat.S_ISDIR(status.st_mode):
+            _check_directory(item, origin, goal)
         if not stat.S_ISREG(status.st_mode) or (keeps.links and (status.st_dev, status.st_ino) in seen):
             continue
         if status.st_nlink > 1:
@@ -203,6 +205,30 @@ def _check_case(item: Item, names: dict[bytes, bytes], goal: Mounted) -> None:
         raise Refused(f"{printable(pair)} differ only in case, which {goal.kind} on {goal.name} cannot tell apart")
 
 
+def _check_directory(item: Item, origin: Mounted, goal: Mounted) -> None:
+    """Refuse to put an item in the place of a directory that has something in it, which is not the source's to remove.
+
+    What is only reached through a symbolic link is none: the link itself becomes a directory.
+    """
+    root = os.fsencode(goal.root)
+    path = under(root, item.path)
+    try:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            return
+        if os.path.realpath(path) != under(os.path.realpath(root), item.path):
+            return
+        with os.scandir(path) as entries:
+            if next(entries, None) is None:
+                return
+    except OSError:  # it is not there, or rsync will say what is wrong with it
+        return
+    kind = KINDS[stat.S_IFMT(item.status.st_mode)]
+    raise Refused(
+        f"{goal.name} has a directory that is not empty where {origin.name} has a {kind}: "
+        f"{printable(os.fsdecode(item.path))}; what is in it would be lost, so move that directory away first"
+    )
+
+
 def _blocks(path: bytes) -> int:
     """What removing a file frees, in bytes."""
     try:
@@ -215,12 +241,12 @@ def _blocks(path: bytes) -> int:
 def _rsync(origin: Mounted, goal: Mounted, keeps: Profile, size: int, max_rate: int | None, report: Report) -> None:
     """Run rsync, its count of bytes on the way to the report.
 
-    `--ignore-times` has it look at every file, `--whole-file` not compare blocks, `--force` put what is no directory in
-    the place of one that is not empty.
+    `--ignore-times` has it look at every file, `--whole-file` not compare blocks. Without `--force` it puts nothing in
+    the place of a directory that is not empty; see `_check_directory`.
     """
     skipped = _skipped(origin)
     command = [
-        *(tools.find("rsync"), *keeps.rsync, "--numeric-ids", "--ignore-times", "--whole-file", "--force"),
+        *(tools.find("rsync"), *keeps.rsync, "--numeric-ids", "--ignore-times", "--whole-file"),
         *([f"--exclude=/{skipped.decode()}"] if skipped else []),
         *([f"--bwlimit={max_rate / 1024:.2f}"] if max_rate else []),
         *("--no-inc-recursive", "--info=progress2,nonreg0", "--no-human-readable", "--outbuf=N"),

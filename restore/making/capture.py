@@ -20,7 +20,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -38,6 +38,7 @@ from restore.replacing import sync_directory, umask
 from restore.report import Report
 from restore.source import Payload, Source, SourceError
 from restore.source.payload import as_memory
+from targetmode.disks.preflight import Claim, InUse, PreflightError, claim, uses
 from targetmode.disks.text import format_size
 
 PHASE: Final = "Capturing"
@@ -45,7 +46,9 @@ SECTOR: Final = 512
 _AHEAD: Final = 4  # ranges under way, for each thread
 _MEDIUM: Final = frozenset({errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EREMOTEIO, errno.ETIMEDOUT})
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_RESERVE: Final = 16 << 20  # bytes left over for the file system's own use and for the scan
+_RESERVE: Final = 1 << 20  # bytes left over for the file system's own use, whatever the image
+_OVERHEAD: Final = 256  # one byte in so many is the file system's own, such as where the blocks of a file are
+_LINE: Final = 256  # bytes at most of a range in the scan
 
 Reread = Callable[[int, int], bytes]
 
@@ -90,7 +93,7 @@ async def capture(
             payloads are ranges of a device's file.
 
     Raises:
-        Refused: the image is there already, or there is no room for it.
+        Refused: the image is there already, or in use, or there is no room for it.
         RestoreError: the source failed for good, or the image cannot be written; nothing is left of it.
         OSError: likewise.
     """
@@ -138,6 +141,37 @@ class _Read:
     data: memoryview | None = None
 
 
+def claim_target(target: Path, *, overwrite: bool) -> Claim | None:
+    """See that an image can come to be there, and keep others from what it is to replace.
+
+    Returns:
+        What is there now; None where nothing is, or an empty file.
+
+    Raises:
+        Refused: it cannot be written, is no file, may not be replaced, or is in use.
+    """
+    if not target.parent.is_dir():
+        raise Refused(f"{target} cannot be written: {target.parent} is no directory")
+    try:
+        status = target.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Refused(f"{target} cannot be written: {say(error)}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise Refused(f"{target} is not a file; asr restore writes to devices")
+    if not overwrite:
+        raise Refused(f"{target} exists; with --overwrite it is replaced")
+    try:
+        if status.st_size:
+            return claim(target, read_only=False)
+        if found := uses(target):
+            raise InUse(target, found)
+    except PreflightError as error:
+        raise Refused(str(error)) from None
+    return None
+
+
 class _Capture:
     """One capture."""
 
@@ -164,10 +198,13 @@ class _Capture:
 
     def run(self) -> Bmap:
         """All of it, in a thread."""
-        self._check_target()
+        with claim_target(self._target, overwrite=self._settings.overwrite) or nullcontext():
+            return self._make()
+
+    def _make(self) -> Bmap:
         plan = None if self._source.sequential else _Plan(self._ranges())
         if plan is not None:
-            self._check_room(plan.total)
+            self._check_room(plan.total, len(plan))
         try:
             fd, temporary = tempfile.mkstemp(prefix=".asr.", suffix=".part", dir=self._target.parent)
         except OSError as error:
@@ -196,23 +233,11 @@ class _Capture:
             ) from None
         return bmap
 
-    def _check_target(self) -> None:
-        if not self._target.parent.is_dir():
-            raise Refused(f"{self._target} cannot be written: {self._target.parent} is no directory")
-        try:
-            mode = self._target.stat().st_mode
-        except FileNotFoundError:
-            return
-        if not stat.S_ISREG(mode):
-            raise Refused(f"{self._target} is not a file; asr restore writes to devices")
-        if not self._settings.overwrite:
-            raise Refused(f"{self._target} exists; with --overwrite it is replaced")
-
-    def _check_room(self, needed: int) -> None:
-        """Only a raw image's size is known beforehand."""
+    def _check_room(self, mapped: int, count: int) -> None:
+        """See that there is room for so many bytes in so many ranges; only a raw image's size is known beforehand."""
         room = os.statvfs(self._target.parent)
         free = room.f_bavail * room.f_frsize
-        needed += _RESERVE
+        needed = mapped + mapped // _OVERHEAD + count * _LINE + _RESERVE
         if self._settings.compress == "none" and needed > free:
             raise Refused(
                 f"{self._target.parent} has no room for {self._target.name}: up to {format_size(needed)} are needed, "
@@ -386,6 +411,9 @@ class _Plan:
             self._ends.append(end)
             self._zeroes.append(zero)
             self.total += end - start
+
+    def __len__(self) -> int:
+        return len(self._starts)
 
     def __iter__(self) -> Iterator[tuple[int, int, bool]]:
         return ((s, e, bool(z)) for s, e, z in zip(self._starts, self._ends, self._zeroes, strict=True))

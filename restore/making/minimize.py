@@ -216,6 +216,7 @@ async def _new(path: Path) -> AsyncIterator[Path]:
             os.close(fd)
         if os.path.lexists(path):
             raise Refused(f"{path} exists; --minimize writes a new file")
+        map_path(path).unlink(missing_ok=True)  # of an older one of that name, and the copy is whole
         temporary.rename(path)
     except OSError as error:
         raise RestoreError(f"{path} cannot be written: {say(error)}") from None

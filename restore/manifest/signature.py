@@ -7,18 +7,23 @@ it that one's signature of these bytes (`verify`).
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
 
-from restore.errors import RestoreError
+from restore.errors import Refused, RestoreError
 from restore.manifest import ManifestError
 from restore.replacing import replacing
 from targetmode.disks.text import printable
 
 NAMESPACE: Final = "bmap"
 _SIGNATURE_LIMIT: Final = 1 << 20  # bytes
+_LINE_LIMIT: Final = 1 << 10  # bytes
+_PRIVATE: Final = re.compile(
+    rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s*\Z"
+)  # in an older format `-l` may need its passphrase
 _PATIENCE: Final = 60.0  # seconds, to verify
 
 
@@ -34,6 +39,25 @@ def drop(bmap: str | Path) -> None:
         OSError: there is one, and it cannot be removed.
     """
     signature_path(bmap).unlink(missing_ok=True)
+
+
+def check_key(key: str) -> None:
+    """See that a scan can be signed with a key, as far as that can be told before there is one; nobody is asked for it.
+
+    Args:
+        key: as `sign` takes it.
+
+    Raises:
+        Refused: it is not there, cannot be read, or is no key.
+        RestoreError: there is no ssh-keygen.
+    """
+    try:
+        with open(key, "rb") as file:
+            first = file.readline(_LINE_LIMIT)
+    except OSError as error:
+        raise Refused(f"{key}, the key to sign with: {error.strerror}") from None
+    if _run(["ssh-keygen", "-l", "-f", _as_path(key)], None).returncode and not _PRIVATE.match(first):
+        raise Refused(f"{key} is no SSH key to sign with; ssh-keygen -t ed25519 -f FILE makes one")
 
 
 def sign(bmap: str | Path, key: str) -> None:

@@ -7,13 +7,16 @@ import asyncio
 from contextlib import closing
 from pathlib import Path
 
+from nbd.errors import URIError
+from nbd.uri import NBDURI
 from restore.errors import Refused
 from restore.exports import SCHEMES
 from restore.report import Report, answer
 from restore.source.detect import open_image
 from restore.source.spill import attachable
+from restore.source.storage.address import Address, scheme_of
 from restore.verbs.found import found_source
-from restore.verbs.opening import source_settings
+from restore.verbs.opening import is_export, same_place, source_settings
 
 
 async def scan(options: argparse.Namespace, report: Report) -> int:
@@ -28,6 +31,7 @@ async def scan(options: argparse.Namespace, report: Report) -> int:
     def used_in(path: Path) -> UsedBlocks | None:
         return None if options.all_blocks else used_blocks_of(path, report.note)
 
+    _check_key(options.sign)
     image = open_image(options.image, source_settings(options, report))
     with closing(image.source) as source:
         if image.path is None:
@@ -67,10 +71,17 @@ async def capture(options: argparse.Namespace, report: Report) -> int:
     Raises:
         RestoreError: it was refused, or failed.
     """
-    from restore.making.capture import CaptureSettings
+    from restore.making.capture import CaptureSettings, claim_target
     from restore.making.capture import capture as run
 
-    place = options.source
+    place, target = options.source, options.target
+    _check_file(target)
+    if same_place(target, place):
+        also = "" if target == place else f" (as {place})"
+        raise Refused(f"{target} is both source and target{also}; the image needs a file of its own")
+    if (old := claim_target(Path(target), overwrite=options.overwrite)) is not None:
+        old.close()  # `run` has it again, when the source is open
+    _check_key(options.sign)
     image = open_image(place, source_settings(options, report))
     settings = CaptureSettings(
         compress=options.compress, overwrite=options.overwrite, retries=options.retries, sign=options.sign
@@ -83,5 +94,25 @@ async def capture(options: argparse.Namespace, report: Report) -> int:
             from restore.source.used.exported import used_blocks_of_export
 
             used = await used_blocks_of_export(place, report)
-        await run(source, options.target, used, settings, report, reread=getattr(source, "reread", None))
+        await run(source, target, used, settings, report, reread=getattr(source, "reread", None))
     return 0
+
+
+def _check_key(key: str | None) -> None:
+    """Refuse a key that nothing can be signed with, before an image is read for it."""
+    if key is not None:
+        from restore.manifest.signature import check_key
+
+        check_key(key)
+
+
+def _check_file(target: str) -> None:
+    """Refuse a URL as the place of an image that is to be made."""
+    scheme = scheme_of(target)
+    if scheme is None and not is_export(target):
+        return
+    try:
+        shown = str(NBDURI.parse(target)) if is_export(target) else str(Address.parse(target))
+    except (URIError, Refused):
+        shown = f"this {scheme or 'nbd'} URL"  # it is not shown, since nobody knows where in it a password is
+    raise Refused(f"{shown} is no target: capture writes an image file on this machine; asr restore writes to disks")

@@ -49,9 +49,9 @@ printf x > "$(printf 'new\\nline')"; printf x > "$(printf '\\303\\251')"
 chmod 700 empty; touch -d 1999-01-01 empty etc
 """
 OLD = """
-mkdir -p etc/file usr stays; echo old > etc/file/inner; echo kept > stays/kept; echo kept > etc/other
+mkdir -p etc/file usr stays; echo kept > stays/kept; echo kept > etc/other
 echo newer > usr/big; touch -d 2035-01-01 usr/big; ln usr/big usr/was-linked
-mkdir usr/symbolic; echo x > usr/symbolic/x
+mkdir usr/symbolic usr/fifo; echo file > usr/null
 ln -s /etc empty
 """
 
@@ -95,9 +95,7 @@ def test_source_replaces_namesakes_and_the_rest_stays(tmp_path: Path, kind: str)
     assert said[:4] == ["source", "kept", "kept", "newer"]
     kinds = ["directory", "symbolic link", "character special file", "block special file"]
     assert said[4:] == kinds
-    in_filesystem(
-        target, kind, "test ! -e etc/file/inner; test usr/big -ef usr/linked; rm -r stays etc/other usr/was-*"
-    )
+    in_filesystem(target, kind, "test usr/big -ef usr/linked; rm -r stays etc/other usr/was-*")
     assert in_filesystem(target, kind, LIST) == in_filesystem(source, "ext4", LIST)
     assert in_filesystem(target, kind, "getfattr -d etc/file; test $(du -k usr/sparse | cut -f1) -le 8").splitlines()[
         1:
@@ -110,6 +108,41 @@ def test_source_replaces_namesakes_and_the_rest_stays(tmp_path: Path, kind: str)
     assert report.notes == []
     for phase in ("Restoring", "Verifying"):
         assert report.shares[phase][-1] == (copied.size, copied.size)
+
+
+@pytest.mark.parametrize(
+    ("there", "path", "kind"),
+    [
+        ("mkdir -p etc/file; echo kept > etc/file/inner", "etc/file", "file"),
+        ("mkdir -p usr/symbolic/empty", "usr/symbolic", "symbolic link"),
+        ("mkdir -p usr/fifo; mkfifo usr/fifo/inner", "usr/fifo", "FIFO"),
+    ],
+)
+def test_directories_that_are_not_empty_stay(tmp_path: Path, there: str, path: str, kind: str) -> None:
+    """Nothing takes their place, nor is anything else copied."""
+    source = make_filesystem(tmp_path / "source.img", "ext4")
+    in_filesystem(source, "ext4", FILL)
+    target = make_filesystem(tmp_path / "target.img", "ext4")
+    in_filesystem(target, "ext4", there)
+    everything = "find . -mindepth 1 ! -name lost+found -printf '%p %y %T@\\n' | sort"
+    before = in_filesystem(target, "ext4", everything)
+    with pytest.raises(Refused) as refused:
+        copy(source, target)
+    assert str(refused.value) == (
+        f"{target} has a directory that is not empty where {source} has a {kind}: {path}; "
+        "what is in it would be lost, so move that directory away first"
+    )
+    assert in_filesystem(target, "ext4", everything) == before
+
+
+def test_behind_a_symbolic_link_of_the_target(tmp_path: Path) -> None:
+    """Is nothing of the target's: the link becomes a directory, and where it led to everything stays."""
+    source = make_filesystem(tmp_path / "source.img", "ext4")
+    in_filesystem(source, "ext4", "mkdir a; echo new > a/name")
+    target = make_filesystem(tmp_path / "target.img", "ext4")
+    in_filesystem(target, "ext4", "mkdir -p b/name; echo kept > b/name/kept; ln -s b a")
+    copy(source, target)
+    assert in_filesystem(target, "ext4", "cat a/name b/name/kept") == "new\nkept\n"
 
 
 def test_what_differs_is_listed_by_path(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import io
 import os
 import random
@@ -34,8 +35,8 @@ from restore.source import Source
 from restore.source.chunked import ChunkedSource
 from restore.source.detect import open_image
 from restore.source.raw import RawImage
-from tests.restore.engine import nbdkit
-from tests.serving import run
+from tests.restore.engine import asr, failed, nbdkit, succeeded
+from tests.serving import run, serving
 from tests.support import assert_same_bytes, loop_device, small_filesystem
 
 MIB = 1 << 20
@@ -279,6 +280,81 @@ def test_overwrite(tmp_path: Path) -> None:
     check_bmap(target, data)
 
 
+def refused(source: str | Path, target: str | Path, *options: str) -> str:
+    """What `asr capture` says; what lies where the image would be is as it was."""
+    path = Path(target)
+    before = (path.read_bytes(), path.stat().st_ino) if path.is_file() else None
+    message = failed(asr("capture", "--source", source, "--target", target, "--overwrite", *options))
+    assert before == ((path.read_bytes(), path.stat().st_ino) if path.is_file() else None)
+    return message
+
+
+def test_overwrite_the_source(tmp_path: Path) -> None:
+    """By whatever name."""
+    disk, link = tmp_path / "disk", tmp_path / "link"
+    make_disk(disk, MIB)
+    os.link(disk, link)
+    own = "the image needs a file of its own"
+    assert refused(disk, disk) == f"{disk} is both source and target; {own}"
+    assert refused(disk, link) == f"{link} is both source and target (as {disk}); {own}"
+    with loop_device(disk) as device:
+        assert refused(device, disk) == f"{disk} is the backing file of {device}; free it first: losetup -d {device}"
+    with serving(disk, errors=tmp_path / "errors") as server:
+        assert refused(server.uri(), disk).startswith(f"{disk} is locked by ")
+    parts = [tmp_path / "split.aa", tmp_path / "split.ab"]
+    for part in parts:
+        make_disk(part, 6 * MIB)
+    assert refused(parts[0], parts[1]).startswith(f"{parts[1]} is locked by ")
+    assert not list(tmp_path.glob("*.bmap"))
+
+
+def test_overwrite_what_is_in_use(tmp_path: Path) -> None:
+    """Before the source is even looked for; and what is not in use any more may be replaced."""
+    disk, target = tmp_path / "disk", tmp_path / "disk.img"
+    make_disk(disk, MIB)
+    make_disk(target, MIB)
+    gone = tmp_path / "gone"
+    with loop_device(target) as device:
+        line = f"{target} is the backing file of {device}; free it first: losetup -d {device}"
+        assert refused(gone, target) == line
+        assert refused(disk, target) == line
+    with serving(target, errors=tmp_path / "errors") as server:
+        assert server.exports
+        assert refused(gone, target).startswith(f"{target} is locked by ")
+    with serving(target, options=("--listen", "127.0.0.1:0", "--control", "off", "--read-only"), errors=tmp_path / "e"):
+        assert refused(disk, target).startswith(f"{target} is locked by ")
+    succeeded(asr("capture", "--source", disk, "--target", target, "--overwrite"))
+    assert_same_bytes(target.read_bytes(), disk.read_bytes())
+
+
+def test_overwrite_an_empty_file(tmp_path: Path) -> None:
+    """Which nobody has anything on, and locks all the same."""
+    disk, target = tmp_path / "disk", tmp_path / "disk.img"
+    data = make_disk(disk, MIB)
+    with target.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert refused(disk, target).startswith(f"{target} is locked by ")
+    captured(disk, target, settings=CaptureSettings(overwrite=True))
+    assert_same_bytes(target.read_bytes(), data)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("nbd://10.0.0.11/sda", "nbd://10.0.0.11/sda"),
+        ("nbd://me:secret@10.0.0.11:10809/sda", "nbd://10.0.0.11/sda"),
+        ("nbd+unix:///sda?socket=/run/x", "nbd+unix:///sda?socket=/run/x"),
+        ("https://me:secret@server/lab.img?token=secret", "https://server/lab.img"),
+        ("nbd://me:secret@/sda", "this nbd URL"),
+        ("https://me:secret@:x/lab.img", "this https URL"),
+        ("file:///srv/lab.img", "this file URL"),
+    ],
+)
+def test_onto_a_url(url: str, shown: str, tmp_path: Path) -> None:
+    writes = "capture writes an image file on this machine; asr restore writes to disks"
+    assert refused(tmp_path / "disk", url) == f"{shown} is no target: {writes}"
+
+
 def test_signed(tmp_path: Path) -> None:
     make_disk(tmp_path / "disk", MIB)
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key")
@@ -310,13 +386,44 @@ def needs_root() -> None:
 def test_no_room(tmp_path: Path) -> None:
     needs_root()
     make_disk(tmp_path / "disk")
-    with small_filesystem(tmp_path / "small", 20 * MIB) as small:
+    with small_filesystem(tmp_path / "small", 12 * MIB) as small:
         with pytest.raises(Refused) as caught:
             captured(tmp_path / "disk", small / "disk.img")
         assert list(small.iterdir()) == []
     assert str(caught.value) == (
-        f"{tmp_path}/small has no room for disk.img: up to 28.0 MiB are needed, and 20.0 MiB are free"
+        f"{tmp_path}/small has no room for disk.img: up to 13.0 MiB are needed, and 12.0 MiB are free"
     )
+
+
+def test_just_enough_room(tmp_path: Path) -> None:
+    needs_root()
+    data = make_disk(tmp_path / "disk")
+    with small_filesystem(tmp_path / "small", 14 * MIB) as small:
+        captured(tmp_path / "disk", small / "disk.img")
+        assert_same_bytes((small / "disk.img").read_bytes(), data)
+        check_bmap(small / "disk.img", data)
+
+
+def test_room_for_the_scan_too(tmp_path: Path) -> None:
+    """Of which many small ranges need more; a file system of its own, which keeps its own lists, has to hold it all."""
+    needs_root()
+    disk, used = tmp_path / "disk", []
+    with disk.open("wb") as file:
+        for _ in range(2048):
+            file.write(b"x" * 4096)
+            used += [Extent(4096, hole=False, zero=False), Extent(12288, hole=True, zero=True)]
+            file.seek(12288, os.SEEK_CUR)
+        file.truncate(32 * MIB)
+    (tmp_path / "small").mkdir()
+    run("mke2fs", "-q", "-t", "ext2", "-m", "0", "-O", "none", "-b", "4096", tmp_path / "ext2", "11M")
+    run("mount", "-o", "loop", tmp_path / "ext2", tmp_path / "small")
+    try:
+        captured(disk, tmp_path / "small" / "disk.img", used)
+        bmap = load(tmp_path / "small" / "disk.img")
+    finally:
+        run("umount", tmp_path / "small")
+    assert bmap is not None
+    assert (bmap.mapped, len(bmap)) == (8 * MIB, 2048)
 
 
 def test_full_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,6 +184,21 @@ def test_nothing_to_gain(tmp_path: Path) -> None:
     checked(extracted(same, 1), "ext4")
 
 
+def test_what_is_left_of_an_older_copy(tmp_path: Path) -> None:
+    """Its map says of what is not there any more that it is not whole, its scan and signature are of other bytes."""
+    image, small = tmp_path / "fs.img", tmp_path / "small.img"
+    filled(image, "ext4", 64 * MIB)
+    Path(f"{small}.map").write_text("0 +\n0 0x1000 -\n")
+    for suffix in (".bmap", ".bmap.sshsig"):
+        Path(f"{small}{suffix}").write_bytes(b"old")
+    succeeded(asr("imagescan", "--minimize", small, image))
+    assert names(tmp_path) == {"fs.img", "fs.img.bmap", "small.img", "small.img.bmap"}
+    target = tmp_path / "target.img"
+    with target.open("wb") as file:
+        file.truncate(small.stat().st_size)
+    assert ", verified" in succeeded(restore(small, target))
+
+
 # --- Refusals ---
 
 

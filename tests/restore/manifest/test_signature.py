@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from restore.errors import RestoreError
+from restore.errors import Refused, RestoreError
 from restore.manifest import ManifestError, beside, signature
-from restore.manifest.signature import sign, signature_path, verify
+from restore.manifest.signature import check_key, sign, signature_path, verify
+from tests.restore.engine import asr, failed
 from tests.restore.manifest.images import scanned
 from tests.serving import run
 
@@ -52,6 +53,52 @@ def test_signed_and_verified(bmap: Path, key: str, tmp_path: Path, options: str)
     sign(bmap, key)
     assert verify(bmap, allow(key, tmp_path, options)) == "admin@example.org"
     run("ssh-keygen", "-Y", "check-novalidate", "-n", "bmap", "-s", f"{bmap}.sshsig", stdin=bmap.read_text())
+
+
+@pytest.mark.parametrize("form", ["RFC4716", "PEM"])
+@pytest.mark.parametrize("passphrase", ["", "secret"])
+@pytest.mark.parametrize("public", [True, False])
+def test_keys_that_are_taken(form: str, passphrase: str, tmp_path: Path, *, public: bool) -> None:
+    """Also with a passphrase, which is not asked for yet, and without the public one beside."""
+    key = tmp_path / "key"
+    run("ssh-keygen", "-q", "-t", "ecdsa", "-m", form, "-N", passphrase, "-f", key)
+    check_key(f"{key}.pub")  # whose private one an agent may have
+    if not public:
+        Path(f"{key}.pub").unlink()
+    check_key(str(key))
+
+
+def test_keys_that_are_none(tmp_path: Path) -> None:
+    gone, text = tmp_path / "gone", tmp_path / "text"
+    text.write_text("-----BEGIN CERTIFICATE-----\n")
+    what = ", the key to sign with"
+    lines = {
+        gone: f"{gone}{what}: No such file or directory",
+        tmp_path: f"{tmp_path}{what}: Is a directory",
+        text: f"{text} is no SSH key to sign with; ssh-keygen -t ed25519 -f FILE makes one",
+    }
+    for path, line in lines.items():
+        with pytest.raises(Refused) as caught:
+            check_key(str(path))
+        assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("verb", ["imagescan", "minimize", "capture"])
+def test_no_key_for_an_image(verb: str, tmp_path: Path) -> None:
+    """It is refused before the image is looked at; what was there stays."""
+    image, small, gone = tmp_path / "disk.img", tmp_path / "small.img", tmp_path / "gone"
+    old = [image, *(Path(f"{image}{suffix}") for suffix in (".bmap", ".bmap.sshsig", ".map"))]
+    for path in old:
+        path.write_bytes(b"old")
+    words: dict[str, list[str | Path]] = {
+        "imagescan": ["imagescan", image],
+        "minimize": ["imagescan", image, "--minimize", small],
+        "capture": ["capture", "--source", tmp_path / "disk", "--target", image, "--overwrite"],
+    }
+    message = failed(asr(*words[verb], "--sign", gone))
+    assert message == f"{gone}, the key to sign with: No such file or directory"
+    assert sorted(tmp_path.iterdir()) == sorted(old)
+    assert all(path.read_bytes() == b"old" for path in old)
 
 
 def test_signed_anew(bmap: Path, key: str, tmp_path: Path) -> None:
