@@ -119,6 +119,14 @@ class Parser(argparse.ArgumentParser):
             self.error(f"{_shown(rest[0])} is one word too many")
         return options
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """What argparse makes of an option's words or an operand's; none of them may be empty."""
+        if "" in arg_strings:
+            name = max(action.option_strings, key=len, default="")
+            value = action.metavar or action.dest.upper()
+            self.error(f"{name} needs a value, not an empty one: {name} {value}" if name else f"{value} is empty")
+        return super()._get_values(action, arg_strings)
+
     def unknown(self, kind: str, word: str, names: Iterable[str]) -> str:
         """The line for a name that is none, with the nearest that is."""
         import difflib

@@ -69,16 +69,8 @@ def check(options: argparse.Namespace, verb: Parser) -> None:
     source = options.image if name in ("imagescan", "info") else getattr(options, "source", None)
     if source is not None and source.lower().startswith("asr:"):
         verb.error(f"{source}: {MULTICAST}")
-    for place, what in ((source, "source"), *((each, "target") for each in _targets(options))):
-        if place == "":
-            verb.error(f"the {what} has an empty name")
     if name == "restore":
         _check_restore(options, verb)
-
-
-def _targets(options: argparse.Namespace) -> list[str]:
-    targets = getattr(options, "target", None) or []
-    return [targets] if isinstance(targets, str) else targets
 
 
 def _check_restore(options: argparse.Namespace, verb: Parser) -> None:
