@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NoReturn
 
 from restore.report import answer
+from restore.report.shown import shown
 
 _REQUIRED: Final = re.compile(r"the following arguments are required: (.+)")
 _NO_VALUE: Final = re.compile(r"argument (\S+): expected (?:one|at least one) argument")
@@ -144,7 +145,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with status 2 and one line."""
-        line = " ".join(self._plain(message).split())
+        line = " ".join(self._plain(shown(message)).split())
         self.exit(2, f"{self._program}: {line} (see: {self._hint})\n")
 
     def _plain(self, message: str) -> str:

@@ -12,6 +12,7 @@ from restore.exports import SCHEMES
 from restore.report import Report, answer
 from restore.source.detect import open_image
 from restore.source.spill import attachable
+from restore.source.storage.url import is_url
 from restore.verbs.found import found_source
 from restore.verbs.opening import source_settings
 
@@ -71,6 +72,8 @@ async def capture(options: argparse.Namespace, report: Report) -> int:
     from restore.making.capture import capture as run
 
     place = options.source
+    if is_url(options.target):
+        raise Refused(f"{options.target} is no file of this machine, which an image could be written to")
     image = open_image(place, source_settings(options, report))
     settings = CaptureSettings(
         compress=options.compress, overwrite=options.overwrite, retries=options.retries, sign=options.sign

@@ -15,6 +15,7 @@ from restore.blocks.job import Fit, Settings, restore, verify
 from restore.errors import Refused, RestoreError
 from restore.fit import FitSettings, fitted
 from restore.report import Report
+from restore.report.shown import shown
 from restore.source import Image, Source
 from restore.target import Target
 from restore.verbs.found import found
@@ -185,7 +186,7 @@ def _confirmation(options: argparse.Namespace) -> Confirm | None:
     def confirm(question: str) -> bool:
         with lock:
             try:
-                return input(f"  {question} [ny]: ").strip().lower() in ("y", "yes")
+                return input(f"  {shown(question)} [ny]: ").strip().lower() in ("y", "yes")
             except EOFError:
                 return False
 
