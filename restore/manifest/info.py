@@ -136,7 +136,13 @@ class ImageInfo:
         return lines
 
 
-def describe(source: Source, path: str | Path, image_format: str, allowed_signers: str | None = None) -> ImageInfo:
+def describe(
+    source: Source,
+    path: str | Path,
+    image_format: str,
+    allowed_signers: str | None = None,
+    name: str | None = None,
+) -> ImageInfo:
     """Look at an image and what lies beside it.
 
     Args:
@@ -144,16 +150,18 @@ def describe(source: Source, path: str | Path, image_format: str, allowed_signer
         path: of its file or device, or whatever else it was called; what is beside it is looked for there.
         image_format: what it was found to be.
         allowed_signers: of its scan's signature, which is only checked with these.
+        name: what it is called, where that is not its path.
 
     Raises:
         OSError: what is beside it cannot be read.
     """
     bmap, problem = _scan(source, path)
     signed, signer = _signature(path, allowed_signers)
+    name = str(path) if name is None else name
     size = source.size if source.size is not None else bmap.image_size if bmap is not None else None
     contents = contents_of(source, size)
     return ImageInfo(
-        name=without_secrets(str(path)),
+        name=without_secrets(name),
         format=image_format,
         size=size,
         stored=_stored(path),
@@ -162,10 +170,10 @@ def describe(source: Source, path: str | Path, image_format: str, allowed_signer
         partitions=_partitions(contents),
         file_system=_file_system(contents.signature) if contents is not None else None,
         scan="refused" if problem else "none" if bmap is None else "matches",
-        scan_problem=problem,
+        scan_problem=without_secrets(problem.replace(str(path), name)),
         scan_ranges=None if bmap is None else len(bmap),
         signature=signed,
-        signer=signer,
+        signer=without_secrets(signer.replace(str(path), name)),
         unreadable=_unreadable(path, size),
     )
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
-from restore.errors import Refused
+from restore.errors import Refused, RestoreError
 from restore.exports import SCHEMES
 from restore.report import Report, answer
+from restore.report.shown import shown
 from restore.source.detect import open_image
 from restore.source.spill import attachable
 from restore.source.storage.url import is_url
@@ -50,16 +51,33 @@ async def scan(options: argparse.Namespace, report: Report) -> int:
 async def info(options: argparse.Namespace, report: Report) -> int:
     """Tell of an image what can be told without reading it all.
 
+    Returns:
+        The exit status: 1, after one line on standard error, where its scan is not signed as it has to be.
+
     Raises:
         RestoreError: it cannot be opened.
     """
+    from restore.manifest.beside import beside, find
     from restore.manifest.info import describe
+    from restore.report.text import TextReport
 
-    image = open_image(options.image, source_settings(options, report))
-    with closing(image.source) as source:
-        found = describe(source, options.image, image.format, options.verify_signature)
-    text = found.as_plist() if options.plist else found.as_json() if options.json else found.as_text()
-    return answer(text.rstrip("\n") + "\n", "asr")
+    settings, signers = source_settings(options, report), options.verify_signature
+    image = open_image(options.image, settings)
+    status = None
+    try:
+        with closing(image.source) as source, ExitStack() as stack:
+            path = None if signers is None else stack.enter_context(beside(image, options.image, settings))
+            found = describe(source, path or options.image, image.format, signers, options.image)
+            text = found.as_plist() if options.plist else found.as_json() if options.json else found.as_text()
+            status = answer(text.rstrip("\n") + "\n", "asr")
+            if signers is not None:
+                find(path, image, signers)
+    except RestoreError as error:
+        if status is None:
+            raise
+        TextReport().failed(shown(str(error)))  # standard output is the one object that --json promises
+        return error.status
+    return status
 
 
 async def capture(options: argparse.Namespace, report: Report) -> int:
