@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -59,8 +60,23 @@ async def verify_blocks(options: argparse.Namespace, report: Report) -> int:
     """
     chosen = _Chosen(options, report, restoring=False)
     (target,) = [options.target] if isinstance(options.target, str) else options.target
+    _check_unmounted(target)
     await verify(lambda: open_target(target, options, report, read_only=True), chosen.open, report, chosen.fit(report))
     return 0
+
+
+def _check_unmounted(target: str) -> None:
+    """Refuse to compare a volume that is named by its mount point: it may change meanwhile."""
+    if is_export(target) or not Path(target).is_dir():
+        return
+    from restore.mountpoint import volume_at
+
+    volume = volume_at(target)
+    if volume is not None:
+        raise Refused(
+            f"{target} is the mount point of {volume.device}, which can only be compared when it is not mounted: "
+            f"umount {shlex.quote(target)}, then --target {volume.device}"
+        )
 
 
 async def restore_blocks(options: argparse.Namespace, report: Report) -> int:

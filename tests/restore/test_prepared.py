@@ -174,9 +174,11 @@ def test_what_lies_beside_a_url(image: Path, target: Path, tmp_path: Path) -> No
     with nginx(tmp_path) as server:
         url, served = server.url("image"), server.files / "image"
         served.write_bytes(image.read_bytes())
+        insisting = failed(restore(url, target, "--SHA256"))
+        assert insisting.endswith(" with --SHA256: scan it where its file is: asr imagescan FILE")
         assert (
             failed(asr(*words, url))
-            == f"{url} has no scan that could be signed; scan it: asr imagescan --sign KEY {url}"
+            == f"{url} has no scan that could be signed; scan it: asr imagescan --sign KEY FILE, where its file is"
         )
         succeeded(asr("imagescan", "--sign", tmp_path / "key", image))
         scan = server.files / "image.bmap"

@@ -201,3 +201,14 @@ def test_any_text_is_a_rate_or_wrong_usage(text: str) -> None:
 def test_wrong_rates(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not a number of bytes per second"):
         values.rate(text)
+
+
+def test_what_a_verb_takes_is_what_its_help_says(capsys: pytest.CaptureFixture[str]) -> None:
+    def said(verb: str) -> str:
+        with pytest.raises(SystemExit):
+            parse([verb, "--help"])
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "IMAGE image file of this machine" in said("imagescan")
+    assert "TARGET block device that is not mounted; image file; or nbd://HOST/EXPORT" in said("verify")
+    assert "TARGET block device, or where one is mounted; image file; or" in said("restore")
