@@ -37,6 +37,7 @@ _WITHOUT_SAYING: Final[dict[str, Any]] = {
 }
 _ONLY_WITH_ERASE: Final = {
     "delta": "--delta",
+    "all_blocks": "--all-blocks",
     "keep_unmapped": "--keep-unmapped",
     "keep_table": "--keep-table",
     "grow": "--grow",
