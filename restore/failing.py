@@ -7,6 +7,7 @@ import traceback
 
 from restore.errors import Differences, RestoreError, say
 from restore.report import Report, put
+from restore.report.shown import without_secrets
 
 
 def tell(error: Exception, report: Report, *, debug: bool) -> int:
@@ -31,7 +32,7 @@ def tell(error: Exception, report: Report, *, debug: bool) -> int:
             report.failed(f"{error.filename}: {say(error)}" if error.filename else say(error))
             return RestoreError.status
     if debug:
-        put(sys.stderr, "".join(traceback.format_exception(error)))
+        put(sys.stderr, without_secrets("".join(traceback.format_exception(error))))
     words = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
     what = "report it with the lines above" if debug else "run the same command with --debug, and report what it prints"
     report.failed(f"this is a bug in asr ({words}); {what}")

@@ -11,7 +11,8 @@ from restore.grammar.usage import Parser
 STATUS: Final = """\
 `0`: it is done, and verified unless that was left out.
 
-`1`: it failed. One line on standard error says why, and what to do. What says that nothing was touched has touched
+`1`: it failed. One line says why, and what to do: on standard error, with `--json` or `--puppetstrings` on standard
+output. What says that nothing was touched has touched
 nothing; of a target that was written to, a valid and empty disk is left.
 
 `2`: wrong usage. Nothing was touched.
@@ -34,7 +35,8 @@ What asks for multicast is understood, and refused: """
 
 _OUTPUT: Final = """\
 Phases are printed as they begin and end, with asr's dots for progress, or a bar on a terminal. What a script reads is
-`--json` or `--puppetstrings`; both go to standard output, failures included."""
+`--json` or `--puppetstrings`; both go to standard output, failures included. Wrong usage is
+told on standard error, whatever is asked for."""
 
 
 def asr_page(parser: Parser) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NoReturn
 
 from restore.report import answer
+from restore.report.shown import shown
 
 _REQUIRED: Final = re.compile(r"the following arguments are required: (.+)")
 _NO_VALUE: Final = re.compile(r"argument (\S+): expected (?:one|at least one) argument")
@@ -119,6 +120,14 @@ class Parser(argparse.ArgumentParser):
             self.error(f"{_shown(rest[0])} is one word too many")
         return options
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """What argparse makes of an option's words or an operand's; none of them may be empty."""
+        if "" in arg_strings:
+            name = max(action.option_strings, key=len, default="")
+            value = action.metavar or action.dest.upper()
+            self.error(f"{name} needs a value, not an empty one: {name} {value}" if name else f"{value} is empty")
+        return super()._get_values(action, arg_strings)
+
     def unknown(self, kind: str, word: str, names: Iterable[str]) -> str:
         """The line for a name that is none, with the nearest that is."""
         import difflib
@@ -136,7 +145,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with status 2 and one line."""
-        line = " ".join(self._plain(message).split())
+        line = " ".join(self._plain(shown(message)).split())
         self.exit(2, f"{self._program}: {line} (see: {self._hint})\n")
 
     def _plain(self, message: str) -> str:

@@ -20,6 +20,7 @@ _SOURCE: Final = (
     "or an http, https, smb, s3 or sftp URL. What it is, is told by its content"
 )
 _TARGET: Final = "block device, or where one is mounted; image file; or nbd://HOST/EXPORT"
+_COMPARED: Final = "block device that is not mounted; image file; or nbd://HOST/EXPORT"
 _IMAGE: Final = "what --source of restore may be"
 _WITHOUT_SAYING: Final[dict[str, Any]] = {
     "json": False,
@@ -36,6 +37,7 @@ _WITHOUT_SAYING: Final[dict[str, Any]] = {
 }
 _ONLY_WITH_ERASE: Final = {
     "delta": "--delta",
+    "all_blocks": "--all-blocks",
     "keep_unmapped": "--keep-unmapped",
     "keep_table": "--keep-table",
     "grow": "--grow",
@@ -69,16 +71,8 @@ def check(options: argparse.Namespace, verb: Parser) -> None:
     source = options.image if name in ("imagescan", "info") else getattr(options, "source", None)
     if source is not None and source.lower().startswith("asr:"):
         verb.error(f"{source}: {MULTICAST}")
-    for place, what in ((source, "source"), *((each, "target") for each in _targets(options))):
-        if place == "":
-            verb.error(f"the {what} has an empty name")
     if name == "restore":
         _check_restore(options, verb)
-
-
-def _targets(options: argparse.Namespace) -> list[str]:
-    targets = getattr(options, "target", None) or []
-    return [targets] if isinstance(targets, str) else targets
 
 
 def _check_restore(options: argparse.Namespace, verb: Parser) -> None:
@@ -200,7 +194,7 @@ def _verify(parser: Parser) -> Parser:
     )  # fmt: skip
     what = verb.add_argument_group("what to compare")
     what.add_argument("-s", "--source", required=True, action=Once, metavar="SOURCE", help=_SOURCE)
-    what.add_argument("-t", "--target", required=True, action=Once, metavar="TARGET", help=_TARGET)
+    what.add_argument("-t", "--target", required=True, action=Once, metavar="TARGET", help=_COMPARED)
     _add_source_options(what)
     how = verb.add_argument_group("how")
     how.add_argument(
@@ -234,7 +228,7 @@ def _imagescan(parser: Parser) -> Parser:
         ),
     )
     what = verb.add_argument_group("what to prepare")
-    _add_image(what)
+    _add_image(what, "image file of this machine")
     _add_source_options(what)
     how = verb.add_argument_group("how")
     _add_sign(how)
@@ -259,7 +253,7 @@ def _info(parser: Parser) -> Parser:
         examples=(("see what an image is", "info lab.dmg"), ("have a script see it", "info lab.dmg --json")),
     )
     what = verb.add_argument_group("what to look at")
-    _add_image(what)
+    _add_image(what, _IMAGE)
     _add_format(what)
     _add_signature(what)
     output = verb.add_argument_group("output")
@@ -310,8 +304,8 @@ def _capture(parser: Parser) -> Parser:
     return verb
 
 
-def _add_image(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("image", nargs="?", metavar="IMAGE", help=_IMAGE)
+def _add_image(group: argparse._ArgumentGroup, what: str) -> None:
+    group.add_argument("image", nargs="?", metavar="IMAGE", help=what)
     group.add_argument("-s", "--source", action=Once, metavar="IMAGE", help="the same, as asr has it")
 
 

@@ -115,9 +115,17 @@ def beside(image: Image, place: str, settings: SourceSettings) -> Iterator[Path 
         try:
             yield path
         except ManifestError as error:
-            raise ManifestError(str(error).replace(str(path), image.source.name)) from None
+            raise ManifestError(_far(error, path, image.source.name)) from None
         except Refused as error:
-            raise Refused(str(error).replace(str(path), image.source.name)) from None
+            raise Refused(_far(error, path, image.source.name)) from None
+
+
+def _far(error: Refused, path: Path, name: str) -> str:
+    """What an error says of the copies, said of the image behind a URL, which can only be scanned where its file is."""
+    text = str(error)
+    for command in ("asr imagescan", "asr imagescan --sign KEY"):
+        text = text.replace(f"{command} {path}", f"{command} FILE, where its file is")
+    return text.replace(str(path), name)
 
 
 def check_file(bmap: Bmap, image: str | Path, scanned_ns: int) -> None:

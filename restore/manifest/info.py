@@ -12,11 +12,12 @@ from restore.errors import Refused, RestoreError
 from restore.manifest import ManifestError, damage, signature
 from restore.manifest.beside import bmap_path, check_size, load
 from restore.manifest.bmap import Bmap
+from restore.report.shown import without_secrets
 from restore.source import Source
 from restore.source.contents import contents_of
 from targetmode.disks.contents import Contents
 from targetmode.disks.signatures import Signature
-from targetmode.disks.text import format_size, printable
+from targetmode.disks.text import escaped, format_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class ImageInfo:
     """What there is to tell of an image.
 
     Attributes:
-        name: of the image, as it was given.
+        name: of the image, as it was given, but without what a URL has for a password and a query.
         format: such as `raw`.
         size: bytes of the image; None where only decoding it all would tell.
         stored: bytes of its file; None if it is none.
@@ -93,7 +94,7 @@ class ImageInfo:
 
     def as_text(self) -> str:
         """For people, a fact a line."""
-        return "\n".join(f"{title + ':':<13} {value}" for title, value in self._lines())
+        return "\n".join(f"{title + ':':<13} {escaped(value)}" for title, value in self._lines())
 
     def as_dictionary(self) -> dict[str, Any]:
         """For programs; what is not known is left out."""
@@ -104,11 +105,11 @@ class ImageInfo:
         return json.dumps(self.as_dictionary(), indent=2)
 
     def as_plist(self) -> str:
-        """An XML property list."""
-        return plistlib.dumps(self.as_dictionary(), sort_keys=False).decode()
+        """An XML property list; what XML cannot hold is escaped."""
+        return plistlib.dumps(_escaped(self.as_dictionary()), sort_keys=False).decode()
 
     def _lines(self) -> list[tuple[str, str]]:
-        lines = [("Image", printable(self.name)), ("Format", self.format)]
+        lines = [("Image", self.name), ("Format", self.format)]
         size = (
             "known when it has been decoded" if self.size is None else f"{format_size(self.size)} ({self.size} bytes)"
         )
@@ -135,7 +136,13 @@ class ImageInfo:
         return lines
 
 
-def describe(source: Source, path: str | Path, image_format: str, allowed_signers: str | None = None) -> ImageInfo:
+def describe(
+    source: Source,
+    path: str | Path,
+    image_format: str,
+    allowed_signers: str | None = None,
+    name: str | None = None,
+) -> ImageInfo:
     """Look at an image and what lies beside it.
 
     Args:
@@ -143,16 +150,18 @@ def describe(source: Source, path: str | Path, image_format: str, allowed_signer
         path: of its file or device, or whatever else it was called; what is beside it is looked for there.
         image_format: what it was found to be.
         allowed_signers: of its scan's signature, which is only checked with these.
+        name: what it is called, where that is not its path.
 
     Raises:
         OSError: what is beside it cannot be read.
     """
     bmap, problem = _scan(source, path)
     signed, signer = _signature(path, allowed_signers)
+    name = str(path) if name is None else name
     size = source.size if source.size is not None else bmap.image_size if bmap is not None else None
     contents = contents_of(source, size)
     return ImageInfo(
-        name=str(path),
+        name=without_secrets(name),
         format=image_format,
         size=size,
         stored=_stored(path),
@@ -161,10 +170,10 @@ def describe(source: Source, path: str | Path, image_format: str, allowed_signer
         partitions=_partitions(contents),
         file_system=_file_system(contents.signature) if contents is not None else None,
         scan="refused" if problem else "none" if bmap is None else "matches",
-        scan_problem=problem,
+        scan_problem=without_secrets(problem.replace(str(path), name)),
         scan_ranges=None if bmap is None else len(bmap),
         signature=signed,
-        signer=signer,
+        signer=without_secrets(signer.replace(str(path), name)),
         unreadable=_unreadable(path, size),
     )
 
@@ -232,6 +241,14 @@ def _file_system(found: Signature | None) -> FileSystemInfo | None:
 
 def _said(found: FileSystemInfo) -> str:
     return f'{found.kind} "{found.label}"' if found.label else found.kind
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return escaped(value) if isinstance(value, str) else value
 
 
 def _without_none(value: Any) -> Any:

@@ -54,10 +54,17 @@ class Members(Protocol):
 
 def make_report(*, as_json: bool = False, puppetstrings: bool = False, timed: bool = False) -> Report:
     """The report that fits what was asked for and where standard output goes; `timed` notes what each phase took."""
+    from restore.report.shown import ShownReport, shown, without_secrets
+
+    report: Report = ShownReport(_make_report(as_json, puppetstrings), without_secrets if as_json else shown)
     if timed:
         from restore.report.timed import TimedReport
 
-        return TimedReport(make_report(as_json=as_json, puppetstrings=puppetstrings))
+        report = TimedReport(report)
+    return report
+
+
+def _make_report(as_json: bool, puppetstrings: bool) -> Report:
     if as_json:
         from restore.report.events import JSONReport
 

@@ -138,10 +138,17 @@ def summary_lines(ends: Sequence[tuple[str, int]]) -> list[str]:
 
 def make_members(*, as_json: bool = False, puppetstrings: bool = False, timed: bool = False) -> Members:
     """What fits what was asked for and where standard output goes; `timed` notes what each phase took."""
+    from restore.report.shown import ShownMembers, shown, without_secrets
+
+    members: Members = ShownMembers(_make_members(as_json, puppetstrings), without_secrets if as_json else shown)
     if timed:
         from restore.report.timed import TimedMembers
 
-        return TimedMembers(make_members(as_json=as_json, puppetstrings=puppetstrings))
+        members = TimedMembers(members)
+    return members
+
+
+def _make_members(as_json: bool, puppetstrings: bool) -> Members:
     if as_json:
         return Separate(lambda name: JSONReport(sys.stdout, name))
     if puppetstrings:

@@ -20,7 +20,8 @@ says what kind of line it is; others than these may be added. With several targe
   DIFF  TEXT                      a range that differs
   DONE  TEXT                      the end, well
 
-Lines of FAIL and DIFF go to standard output too. The exit status is the same as without.
+Lines of FAIL and DIFF go to standard output too, but wrong usage is told on standard error. The exit
+status is the same as without.
 """
 
 

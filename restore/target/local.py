@@ -6,6 +6,7 @@ import asyncio
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 from nbd.backend import FileBackend
@@ -36,8 +37,7 @@ class LocalTarget:
         try:
             self._claim = claim(path, read_only=read_only)
         except NotADisk as error:
-            hint = "; an image file has to be there first: truncate -s SIZE FILE" if "not exist" in str(error) else ""
-            raise Refused(f"{error}{hint}") from None
+            raise Refused(f"{error}{_hint(path) if 'not exist' in str(error) else ''}") from None
         except PreflightError as error:
             raise Refused(str(error)) from None
         self._backend = FileBackend(os.dup(self._claim.fd), read_only=read_only)
@@ -127,6 +127,17 @@ class LocalTarget:
             position += count
             offset += count
             length -= count
+
+
+def _hint(path: str) -> str:
+    """What to do about a target that is not there: nothing can be made among the kernel's own files."""
+    directory = Path(path).absolute().parent
+    if not directory.is_dir():
+        return f": there is no directory {directory}"
+    top = directory.resolve().parts[1:3]
+    if top[:1] in (("dev",), ("proc",), ("sys",)) and top != ("dev", "shm"):
+        return ""
+    return "; an image file has to be there first: truncate -s SIZE FILE"
 
 
 class _MediaVerifier:

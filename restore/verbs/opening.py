@@ -49,7 +49,7 @@ def open_prepared(place: str, options: argparse.Namespace, report: Report) -> Im
     image = open_image(place, settings)
     try:
         if _is_alone(image, place) and chosen.get("verify_signature") is None:
-            _check_unscanned(place, options)
+            _check_unscanned(image, place, options)
             return image
         from restore.manifest.beside import beside, find
         from restore.manifest.checked import Prepared
@@ -66,11 +66,11 @@ def open_prepared(place: str, options: argparse.Namespace, report: Report) -> Im
                     lost = format_size(sum(length for _, length in bad))
                     report.note(f"{place}: {lost} could not be read when it was captured, and are zeroes")
         if bmap is None:
-            _check_unscanned(place, options)
+            _check_unscanned(image, place, options)
             return image
         if chosen.get("sha256") and not (bmap.checksum_type == "sha256" and bmap.has_checksums):
             what = "its scan has no SHA-256 checksums of all of it, which --SHA256 insists on"
-            raise Refused(f"{place}: {what}; asr imagescan {place}")
+            raise Refused(f"{place}: {what}; {_scan_it(image, place)}")
         keep = chosen.get("keep_unmapped", False)
         prepared = Prepared(image.source, bmap, keep_unmapped=keep, notify=report.note)
     except BaseException:
@@ -86,15 +86,24 @@ def _is_alone(image: Image, place: str) -> bool:
     return not any(Path(f"{image.path}{suffix}").exists() for suffix in (".bmap", ".map"))
 
 
-def _check_unscanned(place: str, options: argparse.Namespace) -> None:
+def _check_unscanned(image: Image, place: str, options: argparse.Namespace) -> None:
     chosen = vars(options)
     if chosen.get("sha256"):
         raise Refused(
             f"{place}: could not find any scan information. The source image needs to be imagescanned before it can be "
-            f"restored with --SHA256: asr imagescan {place}"
+            f"restored with --SHA256: {_scan_it(image, place)}"
         )
     if chosen.get("keep_unmapped"):
-        raise Refused(f"{place} has no scan that says what is mapped, for --keep-unmapped; asr imagescan {place}")
+        raise Refused(f"{place} has no scan that says what is mapped, for --keep-unmapped; {_scan_it(image, place)}")
+
+
+def _scan_it(image: Image, place: str) -> str:
+    """How an image gets a scan, which only an image file can have."""
+    if image.path is not None:
+        return f"asr imagescan {place}"
+    if _URL.match(place) and not is_export(place):
+        return "scan it where its file is: asr imagescan FILE"
+    return "only an image file can have a scan, and asr capture makes one of it"
 
 
 def open_target(place: str, options: argparse.Namespace, report: Report, *, read_only: bool = False) -> Target:

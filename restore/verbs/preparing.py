@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
-from nbd.errors import URIError
-from nbd.uri import NBDURI
-from restore.errors import Refused
+from restore.errors import Refused, RestoreError
 from restore.exports import SCHEMES
 from restore.report import Report, answer
+from restore.report.shown import shown
 from restore.source.detect import open_image
 from restore.source.spill import attachable
-from restore.source.storage.address import Address, scheme_of
+from restore.source.storage.url import is_url
 from restore.verbs.found import found_source
 from restore.verbs.opening import is_export, same_place, source_settings
 
@@ -53,16 +52,33 @@ async def scan(options: argparse.Namespace, report: Report) -> int:
 async def info(options: argparse.Namespace, report: Report) -> int:
     """Tell of an image what can be told without reading it all.
 
+    Returns:
+        The exit status: 1, after one line on standard error, where its scan is not signed as it has to be.
+
     Raises:
         RestoreError: it cannot be opened.
     """
+    from restore.manifest.beside import beside, find
     from restore.manifest.info import describe
+    from restore.report.text import TextReport
 
-    image = open_image(options.image, source_settings(options, report))
-    with closing(image.source) as source:
-        found = describe(source, options.image, image.format, options.verify_signature)
-    text = found.as_plist() if options.plist else found.as_json() if options.json else found.as_text()
-    return answer(text.rstrip("\n") + "\n", "asr")
+    settings, signers = source_settings(options, report), options.verify_signature
+    image = open_image(options.image, settings)
+    status = None
+    try:
+        with closing(image.source) as source, ExitStack() as stack:
+            path = None if signers is None else stack.enter_context(beside(image, options.image, settings))
+            found = describe(source, path or options.image, image.format, signers, options.image)
+            text = found.as_plist() if options.plist else found.as_json() if options.json else found.as_text()
+            status = answer(text.rstrip("\n") + "\n", "asr")
+            if signers is not None:
+                find(path, image, signers)
+    except RestoreError as error:
+        if status is None:
+            raise
+        TextReport().failed(shown(str(error)))  # standard output is the one object that --json promises
+        return error.status
+    return status
 
 
 async def capture(options: argparse.Namespace, report: Report) -> int:
@@ -75,7 +91,10 @@ async def capture(options: argparse.Namespace, report: Report) -> int:
     from restore.making.capture import capture as run
 
     place, target = options.source, options.target
-    _check_file(target)
+    if is_url(target) or is_export(target):
+        raise Refused(
+            f"{target} is no target: capture writes an image file on this machine; asr restore writes to disks"
+        )
     if same_place(target, place):
         also = "" if target == place else f" (as {place})"
         raise Refused(f"{target} is both source and target{also}; the image needs a file of its own")
@@ -104,15 +123,3 @@ def _check_key(key: str | None) -> None:
         from restore.manifest.signature import check_key
 
         check_key(key)
-
-
-def _check_file(target: str) -> None:
-    """Refuse a URL as the place of an image that is to be made."""
-    scheme = scheme_of(target)
-    if scheme is None and not is_export(target):
-        return
-    try:
-        shown = str(NBDURI.parse(target)) if is_export(target) else str(Address.parse(target))
-    except (URIError, Refused):
-        shown = f"this {scheme or 'nbd'} URL"  # it is not shown, since nobody knows where in it a password is
-    raise Refused(f"{shown} is no target: capture writes an image file on this machine; asr restore writes to disks")

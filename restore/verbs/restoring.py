@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from restore.blocks.job import Fit, Settings, restore, verify
 from restore.errors import Refused, RestoreError
 from restore.fit import FitSettings, fitted
 from restore.report import Report
+from restore.report.shown import shown
 from restore.source import Image, Source
 from restore.target import Target
 from restore.verbs.found import found
@@ -58,8 +60,23 @@ async def verify_blocks(options: argparse.Namespace, report: Report) -> int:
     """
     chosen = _Chosen(options, report, restoring=False)
     (target,) = [options.target] if isinstance(options.target, str) else options.target
+    _check_unmounted(target)
     await verify(lambda: open_target(target, options, report, read_only=True), chosen.open, report, chosen.fit(report))
     return 0
+
+
+def _check_unmounted(target: str) -> None:
+    """Refuse to compare a volume that is named by its mount point: it may change meanwhile."""
+    if is_export(target) or not Path(target).is_dir():
+        return
+    from restore.mountpoint import volume_at
+
+    volume = volume_at(target)
+    if volume is not None:
+        raise Refused(
+            f"{target} is the mount point of {volume.device}, which can only be compared when it is not mounted: "
+            f"umount {shlex.quote(target)}, then --target {volume.device}"
+        )
 
 
 async def restore_blocks(options: argparse.Namespace, report: Report) -> int:
@@ -185,7 +202,7 @@ def _confirmation(options: argparse.Namespace) -> Confirm | None:
     def confirm(question: str) -> bool:
         with lock:
             try:
-                return input(f"  {question} [ny]: ").strip().lower() in ("y", "yes")
+                return input(f"  {shown(question)} [ny]: ").strip().lower() in ("y", "yes")
             except EOFError:
                 return False
 

@@ -11,6 +11,17 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else _REPLACEMENT for character in text)
 
 
+def escaped(text: str) -> str:
+    r"""The same in one line: what could steer a terminal, and bytes that are not UTF-8, as `\n`, `\x1b`, `\xff`."""
+    return "".join(character if character.isprintable() else _escape(character) for character in text)
+
+
+def _escape(character: str) -> str:
+    if 0xDC80 <= ord(character) <= 0xDCFF:  # a byte that is not UTF-8, as os.fsdecode has it
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
 def decode(raw: bytes, encoding: str = "utf-8") -> str:
     """Decodes a fixed-width name field: up to the first NUL, without padding, safe to print; never raises."""
     return printable(raw.decode(encoding, "replace").partition("\0")[0].rstrip())

@@ -126,7 +126,9 @@ def test_an_empty_name(pair: tuple[str, str], option: str, capsys: pytest.Captur
     with pytest.raises(SystemExit) as caught:
         cli.main(["restore", *(word for both in places.items() for word in both), "--erase", "--noprompt"])
     assert caught.value.code == 2
-    assert capsys.readouterr().err == f"asr: the {option[2:]} has an empty name (see: asr help restore)\n"
+    value = f"{option} {option[2:].upper()}"
+    line = f"asr: {option} needs a value, not an empty one: {value} (see: asr help restore)\n"
+    assert capsys.readouterr().err == line
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,29 @@ def test_signatures(image: Path, target: Path, tmp_path: Path) -> None:
     assert_same_bytes(target.read_bytes(), image.read_bytes() + old[SIZE:])
 
 
+@pytest.mark.parametrize("output", ["", "--json", "--plist"])
+def test_info_of_what_has_to_be_signed(image: Path, tmp_path: Path, output: str) -> None:
+    """What there is to tell is told first; then it fails, unless the scan is signed as it has to be."""
+    allowed = allowing(make_key(tmp_path / "key"))
+    stranger = make_key(tmp_path / "stranger")
+    scan = scan_of(image)
+
+    def refusal(signers: Path = allowed) -> str:
+        result = asr("info", image, "--verify-signature", signers, *([output] if output else []))
+        assert str(image) in result.out
+        return failed(result)
+
+    assert refusal() == f"{scan} is not signed: there is no {scan}.sshsig"
+    succeeded(asr("imagescan", "--sign", stranger, image))
+    assert refusal() == f"{scan}.sshsig is not from a signer that {allowed} allows"
+    succeeded(asr("imagescan", "--sign", tmp_path / "key", image))
+    missing = tmp_path / "missing"
+    assert refusal(missing) == f"{missing}, the list of allowed signers: No such file or directory"
+    assert "admin@example.org" in succeeded(asr("info", image, "--verify-signature", allowed))
+    scan.unlink()
+    assert refusal() == f"{image} has no scan that could be signed; scan it: asr imagescan --sign KEY {image}"
+
+
 def test_what_lies_beside_a_url(image: Path, target: Path, tmp_path: Path) -> None:
     """Scan and signature are found there, and what is read is checked."""
     old = target.read_bytes()
@@ -151,13 +174,18 @@ def test_what_lies_beside_a_url(image: Path, target: Path, tmp_path: Path) -> No
     with nginx(tmp_path) as server:
         url, served = server.url("image"), server.files / "image"
         served.write_bytes(image.read_bytes())
+        insisting = failed(restore(url, target, "--SHA256"))
+        assert insisting.endswith(" with --SHA256: scan it where its file is: asr imagescan FILE")
         assert (
             failed(asr(*words, url))
-            == f"{url} has no scan that could be signed; scan it: asr imagescan --sign KEY {url}"
+            == f"{url} has no scan that could be signed; scan it: asr imagescan --sign KEY FILE, where its file is"
         )
         succeeded(asr("imagescan", "--sign", tmp_path / "key", image))
         scan = server.files / "image.bmap"
         scan.write_bytes(scan_of(image).read_bytes())
+        info = asr("info", "--verify-signature", allowed, url)
+        assert failed(info) == f"{url}.bmap is not signed: there is no {url}.bmap.sshsig"
+        assert "Scan:         matches" in info.out
         assert failed(asr(*words, url)) == f"{url}.bmap is not signed: there is no {url}.bmap.sshsig"
         (server.files / "image.bmap.sshsig").write_bytes(Path(f"{scan_of(image)}.sshsig").read_bytes())
         assert f"The scan of {url} is signed by admin@example.org" in succeeded(asr(*words, url))

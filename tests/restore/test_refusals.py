@@ -109,6 +109,16 @@ def test_local_target(target: str, why: str, image: Path, tmp_path: Path) -> Non
     assert (tmp_path / "missing").exists() is False
 
 
+@pytest.mark.parametrize("target", ["/dev/missing", "/proc/missing", "/proc/self/missing", "/sys/missing"])
+def test_target_that_nobody_can_make(target: str, image: Path) -> None:
+    assert failed(restore(image, target)) == f"{target} does not exist"
+
+
+def test_target_in_a_directory_that_is_not_there(image: Path, tmp_path: Path) -> None:
+    target = tmp_path / "missing" / "disk.img"
+    assert failed(restore(image, target)) == f"{target} does not exist: there is no directory {target.parent}"
+
+
 def test_target_of_another_scheme(image: Path) -> None:
     message = failed(restore(image, "http://host/x"))
     assert "http://host/x is no target; it may be nbd://HOST/EXPORT, a block device, or an image file" in message

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from restore.report import make_report, range_lines
 from restore.report.events import JSONReport
+from restore.report.shown import ShownReport
 from restore.report.terminal import TerminalReport
 from restore.report.text import TextReport
 from tests.support import examples
@@ -121,7 +122,12 @@ def test_json() -> None:
 
 
 def test_make_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(make_report(as_json=True), JSONReport)
-    assert type(make_report(as_json=False)) is TextReport
+    def made(*, as_json: bool) -> type[object]:
+        report = make_report(as_json=as_json)
+        assert isinstance(report, ShownReport)
+        return type(report._report)
+
+    assert made(as_json=True) is JSONReport
+    assert made(as_json=False) is TextReport
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    assert isinstance(make_report(as_json=False), TerminalReport)
+    assert made(as_json=False) is TerminalReport

@@ -25,7 +25,7 @@ from tests.targetmode.conftest import MIB
         (["serf"], "there is no verb serf; did you mean serve? (see: targetmode --help)"),
         (["--json"], "there is no option --json (see: targetmode --help)"),
         (["serve"], "DISK is missing (see: targetmode serve --help)"),
-        (["serve", "IMAGE", "--listen", ""], "'' is not HOST or HOST:PORT"),
+        (["serve", "IMAGE", "--listen", ""], "--listen needs a value, not an empty one"),
         (["serve", "IMAGE", "--listen", "127.0.0.1:65536"], "'127.0.0.1:65536' is not HOST or HOST:PORT"),
         (["serve", "IMAGE", "--listen", "127.0.0.1:-1"], "'127.0.0.1:-1' is not HOST or HOST:PORT"),
         (["serve", "IMAGE", "--listen", "[::1"], "'[::1' is not [IPV6] or [IPV6]:PORT"),

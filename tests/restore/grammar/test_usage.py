@@ -49,6 +49,38 @@ def test_wrong_usage(words: str, line: str, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr() == ("", f"asr: {line}\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (["imagescan", "x", "--minimize", ""], "--minimize needs a value, not an empty one: --minimize PATH"),
+        (["imagescan", "x", "--sign="], "--sign needs a value, not an empty one: --sign KEY"),
+        (["capture", "-s", "x", "-t", ""], "--target needs a value, not an empty one: --target FILE"),
+        (["restore", "-s", "x", "-t", "y", "-t", ""], "--target needs a value, not an empty one: --target TARGET"),
+        (["verify", "-s", "x", "-t", "y", "--connections", ""],
+         "--connections needs a value, not an empty one: --connections N"),
+        (["info", ""], "IMAGE is empty"),
+        (["help", ""], "TOPIC is empty"),
+    ],
+)  # fmt: skip
+def test_an_empty_value(words: list[str], wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(words)
+    assert caught.value.code == 2
+    assert capsys.readouterr() == ("", f"asr: {wrong} (see: asr help {words[0]})\n")
+
+
+@pytest.mark.parametrize("verb", make_parser().verbs)
+def test_no_option_takes_an_empty_value(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    needed = {"restore": ["-s", "x", "-t", "y"], "verify": ["-s", "x", "-t", "y"], "capture": ["-s", "x", "-t", "y"]}
+    for action in make_parser().verbs[verb]._actions:
+        if action.option_strings and action.nargs != 0:
+            name = max(action.option_strings, key=len)
+            with pytest.raises(SystemExit) as caught:
+                parse([verb, *needed.get(verb, []), name, ""])
+            assert caught.value.code == 2
+            assert f"asr: {name} needs a value, not an empty one: {name} " in capsys.readouterr().err
+
+
 def test_the_other_program_names_itself(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(["restore", "-source", "x"], "targetmode")

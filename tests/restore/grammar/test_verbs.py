@@ -91,7 +91,7 @@ def test_what_goes_without_saying(verb: str) -> None:
         ("restore -s x -t y --SHA256", "sha256", True),
         ("restore -s x -t y --allow-bad", "allow_bad", True),
         ("restore -s x -t y --allow-backing", "allow_backing", True),
-        ("restore -s x -t y --all-blocks", "all_blocks", True),
+        ("restore -s x -t y --erase --all-blocks", "all_blocks", True),
         ("restore -s x -t y --source-partition 2", "source_partition", 2),
         ("restore -s x -t y --target-partition 3", "target_partition", 3),
         ("restore -s x -t y --format raw", "format", "raw"),
@@ -118,7 +118,8 @@ def test_what_is_said(words: str, name: str, value: object) -> None:
 WRONG = [
     *((f"restore -s x -t y {words}", f"{words.split()[0]} is for a block copy, which replaces all that is on the "
        "target: say --erase if that is meant, or leave it out")
-      for words in ("--delta", "--keep-unmapped", "--keep-table", "--grow", "--new-ids", "--hostname lab-7")),
+      for words in ("--delta", "--all-blocks", "--keep-unmapped", "--keep-table", "--grow", "--new-ids",
+                    "--hostname lab-7")),
     ("restore -s x -t y --erase --grow --keep-table",
      "--grow needs the partition table that --keep-table leaves alone: leave one of them out"),
     ("restore -s x -t y --erase --source-partition 1",
@@ -201,3 +202,14 @@ def test_any_text_is_a_rate_or_wrong_usage(text: str) -> None:
 def test_wrong_rates(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not a number of bytes per second"):
         values.rate(text)
+
+
+def test_what_a_verb_takes_is_what_its_help_says(capsys: pytest.CaptureFixture[str]) -> None:
+    def said(verb: str) -> str:
+        with pytest.raises(SystemExit):
+            parse([verb, "--help"])
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "IMAGE image file of this machine" in said("imagescan")
+    assert "TARGET block device that is not mounted; image file; or nbd://HOST/EXPORT" in said("verify")
+    assert "TARGET block device, or where one is mounted; image file; or" in said("restore")

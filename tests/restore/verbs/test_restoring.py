@@ -9,6 +9,7 @@ import pytest
 
 from tests.restore.engine import asr, failed, restore, succeeded, verify
 from tests.restore.filesystems import checked, extracted, in_filesystem, make_filesystem, nothing_left_of, partitioned
+from tests.restore.mountpoint.mounts import mounted
 from tests.serving import run
 from tests.support import loop_device
 
@@ -57,6 +58,17 @@ def test_what_fails_afterwards_says_that_the_image_is_there(tmp_path: Path) -> N
         f"there is no Linux system on the target to be given a name; the image itself is on {disk}, verified"
     )
     assert disk.read_bytes() == image.read_bytes()
+
+
+@root
+def test_a_mount_point_is_not_compared(tmp_path: Path) -> None:
+    image = make_filesystem(tmp_path / "image.img", "ext4", 16 * MIB)
+    with loop_device(image) as loop, mounted(loop, tmp_path / "volume") as volume:
+        assert failed(verify(image, volume)) == (
+            f"{volume} is the mount point of {loop}, which can only be compared when it is not mounted: "
+            f"umount {volume}, then --target {loop}"
+        )
+        assert os.path.ismount(volume)
 
 
 def test_no_room_for_a_file_system_that_cannot_be_shrunk(tmp_path: Path) -> None:
