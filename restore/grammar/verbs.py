@@ -163,7 +163,8 @@ def _restore(parser: Parser) -> Parser:
     after = verb.add_argument_group("after the blocks are there")
     after.add_argument(
         "--keep-table", action="store_true",
-        help="leave the backup GPT where it came to lie on a larger disk; otherwise it is moved to the disk's end",
+        help="leave the partition table as it is, even that of an image which is cut short; otherwise a backup GPT is "
+        "moved to a larger disk's end",
     )  # fmt: skip
     after.add_argument(
         "--grow", action="store_true",
