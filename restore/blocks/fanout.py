@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from typing import Final
 
 from restore.errors import Differences, RestoreError
 from restore.failing import tell
 from restore.report import Members, Report
 from restore.source import Source
+
+_THREADS: Final = 8
+_THREADS_EACH: Final = 4  # for each target: its copy, and what is hashed and asked meanwhile
 
 RestoreOne = Callable[[str, Callable[[], Source], Report], Awaitable[None]]
 """Puts an image on one target: what that is called, what opens the image, what is told."""
@@ -39,6 +44,9 @@ async def restore_all(
         RestoreError: the source cannot be opened, and nothing was touched; or interrupted, and each report says more.
         asyncio.CancelledError: interrupted before anything was touched.
     """
+    # Each copy keeps a thread to its end, and waits for what others are needed for.
+    threads = ThreadPoolExecutor(_THREADS + _THREADS_EACH * len(targets))
+    asyncio.get_running_loop().set_default_executor(threads)
     source = await asyncio.to_thread(open_source)
     with closing(source):
         readers = [source.reader() for _ in targets]

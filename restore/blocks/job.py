@@ -200,13 +200,17 @@ class _Restore:
             if isinstance(error, Refused) and not self._erased:
                 raise
             await self._fail(error)
-        except ExceptionGroup as group:
-            await self._fail(_first(group))
         except asyncio.CancelledError:
             await self._fail(RestoreError("interrupted"))
-        except Exception:  # a bug: whoever tells of it does not know the target
-            self._report.note(await self._leave_empty())
-            raise
+        except Exception as error:
+            try:
+                failure = _first(error) if isinstance(error, ExceptionGroup) else error
+            except Exception as bug:
+                failure = bug
+            if isinstance(failure, _FAILURES):
+                await self._fail(failure)
+            self._report.note(await self._leave_empty())  # whoever tells of a bug does not know the target
+            raise failure from None
         how = "verified" if self._settings.verify else "not verified"
         if self._settings.delta:
             how += f", {format_size(self._written)} of it written, the rest was there already"

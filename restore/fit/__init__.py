@@ -9,6 +9,7 @@ smallest.py a file system, its partition and its disk made as small as they can 
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -93,4 +94,5 @@ async def fitted(
         )
         opened = open_image(str(smaller.path), SourceSettings(format=smaller.form, allow_backing=True)).source
         opened.name = source.name
+        await asyncio.to_thread(source.check_unchanged)
         yield stack.enter_context(closing(opened))

@@ -66,7 +66,9 @@ class ChunkedSource:
             with self._lock:
                 self._look_ahead(start, end)
             chunk = self._decoded.get(start, end).result()
-            parts.append(memoryview(chunk)[offset - start :][:count])
+            part = memoryview(chunk)[offset - start :][:count]
+            # A small part must not keep the whole in memory for as long as it is on its way.
+            parts.append(memoryview(bytes(part)) if 4 * count < end - start else part)
             offset += count
             length -= count
         return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))

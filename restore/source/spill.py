@@ -64,6 +64,13 @@ async def spill(source: Source, directory: Path, report: Report) -> Path:
     return path
 
 
+def _write(fd: int, data: memoryview, at: int) -> None:
+    """All of it: a full file system takes what there is room for, and refuses only what comes then."""
+    while data:
+        count = os.pwrite(fd, data, at)
+        data, at = data[count:], at + count
+
+
 def _write_sparse(source: Source, path: Path) -> None:
     offset = 0
     with path.open("xb", buffering=0) as file:
@@ -76,7 +83,7 @@ def _write_sparse(source: Source, path: Path) -> None:
                     if len(data) != length:
                         raise RestoreError(f"{source.name} ends at offset {at + len(data)}, earlier than it says")
                     if any(memoryview(data)[:1]) or bytes(data).count(0) != length:
-                        os.pwrite(file.fileno(), data, at)
+                        _write(file.fileno(), memoryview(data), at)
             offset += extent.length
         file.truncate(offset)
     source.check_unchanged()

@@ -2,8 +2,8 @@
 
     decoder ──units of 1 MiB──▶ window ──▶ readers, each at a pace of its own
 
-The window goes with the reader that is furthest. Who needs what has left it (one that crawls, or a range that has to be
-sent again) begins a decoder of its own, from the start.
+The window goes with the reader that is furthest. One that crawls, and needs what has left it, begins a decoder of its
+own, from the start; so does, for as long as it takes, who looks back at what has to be compared or sent again.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class StreamSource:
 
     sequential: Final = True
     checked: Final = False
+    _back: _Window | None  # where units are that were asked for again when they had left the other
 
     def __init__(self, stream: Stream) -> None:
         """Take over `stream`, which `close` closes, and decode the first unit.
@@ -44,6 +45,7 @@ class StreamSource:
         self._stream = stream
         self._known = _Known(stream.size, stream.least_size if isinstance(stream, Promising) else 0)
         self._original = True
+        self._begin()
         self._window = _Window(stream, self._known)
         try:
             self._head = self._window.unit(0)
@@ -90,8 +92,12 @@ class StreamSource:
 
     def forget(self, offset: int, length: int) -> None:
         """All that was decoded: it begins again from the start."""
-        self._leave()
-        self._window = _Window(self._stream, self._known, wanted=offset // UNIT)
+        with self._looking_back:
+            self._leave_back()
+        with self._lock:
+            self._furthest = offset // UNIT
+            self._window.leave()
+            self._window = _Window(self._stream, self._known, wanted=self._furthest)
         if offset < UNIT:
             self._head = self._window.unit(0)
 
@@ -100,6 +106,7 @@ class StreamSource:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._original = False
+        other._begin()
         self._window.join()
         return other
 
@@ -111,7 +118,9 @@ class StreamSource:
         """Stop decoding, and close it."""
         if self._original:
             interrupt(self._stream)
-        self._leave()
+        self._closed = True
+        self._window.leave()
+        self._leave_back()
         if self._original:
             self._stream.close()
 
@@ -119,14 +128,48 @@ class StreamSource:
         """A unit, shorter at the end; None behind it."""
         if index == 0:
             return self._head
-        while True:
-            with suppress(_Gone):
-                return self._window.unit(index)
-            self._leave()
-            self._window = _Window(self._stream, self._known, wanted=index)
+        with self._lock:
+            going_on = index >= self._furthest
+            self._furthest = max(self._furthest, index)
+        return self._next_unit(index) if going_on else self._earlier_unit(index)
 
-    def _leave(self) -> None:
-        self._window.leave()
+    def _next_unit(self, index: int) -> bytes | bytearray | None:
+        while True:
+            window = self._window
+            with suppress(_Gone):
+                return window.unit(index)
+            with self._lock:
+                if self._closed:
+                    raise SourceError(f"{self.name} was closed")
+                if self._window is window:
+                    window.leave()
+                    self._window = _Window(self._stream, self._known, wanted=index)
+
+    def _earlier_unit(self, index: int) -> bytes | bytearray | None:
+        """By whichever thread, and without taking the window away from the one that goes on."""
+        with suppress(_Gone):
+            return self._window.unit(index)
+        with self._looking_back:
+            while not self._closed:
+                back = self._back or _Window(self._stream, self._known, wanted=index)
+                self._back = back
+                with suppress(_Gone):
+                    return back.unit(index)
+                self._leave_back()
+        raise SourceError(f"{self.name} was closed")
+
+    def _begin(self) -> None:
+        """What every reader has for itself."""
+        self._closed = False
+        self._lock: threading.Lock = threading.Lock()
+        self._furthest = 0  # unit that was asked for
+        self._looking_back: threading.Lock = threading.Lock()
+        self._back = None
+
+    def _leave_back(self) -> None:
+        back, self._back = self._back, None
+        if back is not None:
+            back.leave()
 
 
 class _Gone(Exception):
@@ -184,6 +227,8 @@ class _Window:
                     raise self._failure
                 if self._ended:
                     return None
+                if self._closed:  # by another thread of its reader, which has made a new one
+                    raise _Gone
                 self._changed.wait()
 
     def join(self) -> None:
@@ -195,7 +240,7 @@ class _Window:
         """There is one less; with the last one the thread ends."""
         with self._changed:
             self._users -= 1
-            self._closed = not self._users
+            self._closed = self._users <= 0
             self._changed.notify_all()
         if self._closed:
             self._thread.join(_PATIENCE)

@@ -30,11 +30,11 @@ class Fitting:
     """Cuts operations so that a server takes them; tells of each when all its parts are done.
 
     Payloads above the largest block become several requests, and zeroes are written where there is no WRITE_ZEROES. The
-    end of an image that does not fill a block of the server is left over in `odd`: to be carried out with `patch` after
-    everything else, since it has to read what is behind the image. All operations begin where a block does.
+    ends of what does not fill a block of the server are left over in `odd`: to be carried out with `patch` after
+    everything else, since it has to read what is around them.
 
     Attributes:
-        odd: parts of operations that end within a block.
+        odd: parts of operations that begin or end within a block.
     """
 
     def __init__(self, export: ExportInfo, done: Callable[[Operation], None]) -> None:
@@ -51,16 +51,18 @@ class Fitting:
         """The operations, or parts of them, that can be sent as they are."""
         for operation in operations:
             end = operation.offset + operation.length
-            last = max(end // self._block * self._block, operation.offset)
+            first = min(-(-operation.offset // self._block) * self._block, end)
+            last = max(end // self._block * self._block, first)
             passes = self._zeroes if operation.command == Command.WRITE_ZEROES else operation.length <= self._most
-            if passes and last == end:
+            if passes and (first, last) == (operation.offset, end):
                 yield operation
                 continue
             whole = _Whole(operation, operation.length)
-            if last < end:
-                self.odd.append(self._part(whole, last, end - last))
+            for start, stop in ((operation.offset, first), (last, end)):
+                if start < stop:
+                    self.odd.append(self._part(whole, start, stop - start))
             step = operation.length if passes else min(self._most, len(_ZEROES))
-            for start in range(operation.offset, last, step):
+            for start in range(first, last, step):
                 yield self._part(whole, start, min(step, last - start))
 
     def part_done(self, part: Operation) -> None:
@@ -81,9 +83,10 @@ class Fitting:
             NBDError, OSError: it failed.
         """
         for part in self.odd:
-            block = bytearray(read_any(client, part.offset, self._block))
-            block[: part.length] = _payload(part)
-            client.write(bytes(block), part.offset)
+            at = part.offset % self._block
+            block = bytearray(read_any(client, part.offset - at, self._block))
+            block[at : at + part.length] = _payload(part)
+            client.write(bytes(block), part.offset - at)
             self.part_done(part)
 
     def _part(self, whole: _Whole, offset: int, length: int) -> Operation:

@@ -141,3 +141,15 @@ def test_the_same_target_twice(source: Path, tmp_path: Path) -> None:
     line = f"asr: {alias} is named as a target twice (as {disk}); each has to be another disk\n"
     assert (result.status, result.err) == (1, line)
     assert result.out == ""
+
+
+def test_more_targets_than_asyncio_has_threads(source: Path, tmp_path: Path) -> None:
+    """Each copy keeps one, and with --delta waits for what others do."""
+    targets = [tmp_path / f"disk{number}" for number in range(min(32, (os.cpu_count() or 1) + 4) + 1)]
+    for target in targets:
+        with target.open("wb") as file:
+            file.truncate(SIZE)
+    result = asr("restore", *words(source, *targets), "--delta")
+    assert (result.status, result.err) == (0, "")
+    for target in targets:
+        assert_same_bytes(target.read_bytes(), DATA)

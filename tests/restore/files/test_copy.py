@@ -290,11 +290,12 @@ def test_image_decoded_to_a_private_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a tmpfs")
-def test_no_room_for_a_private_file(tmp_path: Path) -> None:
-    """Of a compressed image nobody knows beforehand how large it is."""
+@pytest.mark.parametrize("room", [1 * MIB, 4 * MIB - (200 << 10)])
+def test_no_room_for_a_private_file(tmp_path: Path, room: int) -> None:
+    """Of a compressed image nobody knows beforehand how large it is; its last piece may find room for its half."""
     (tmp_path / "source.img.gz").write_bytes(gzip.compress(os.urandom(4 * MIB)))
     with (
-        small_filesystem(tmp_path / "private", 1 * MIB) as directory,
+        small_filesystem(tmp_path / "private", room) as directory,
         contextlib.closing(open_image(str(tmp_path / "source.img.gz")).source) as opened,
         pytest.raises(Refused) as caught,
     ):

@@ -234,3 +234,12 @@ def test_a_plain_file_is_never_decoded(tmp_path: Path) -> None:
     assert isinstance(payload, FileRange)
     assert os.pread(payload.fd, 100, payload.offset) == DATA[5:105]
     source.close()
+
+
+def test_a_small_part_does_not_keep_its_chunk_in_memory() -> None:
+    source = ChunkedSource(Boxes([(MIB, "data")]))
+    for length in (1, 4096, MIB // 5, MIB):
+        payload = source.payload(0, length)
+        assert isinstance(payload, memoryview)
+        assert memoryview(payload.obj).nbytes <= 4 * length
+    source.close()

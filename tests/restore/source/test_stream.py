@@ -124,6 +124,42 @@ def test_who_is_left_behind_has_a_decoding_of_its_own() -> None:
     source.close()
 
 
+def test_a_look_back_does_not_stop_the_thread_that_goes_on() -> None:
+    """As when a range that differs is compared more closely far behind the copy, by two threads at once."""
+    tape = Tape([(MIB, True)] * 300)
+    source = StreamSource(tape)
+    failed: list[BaseException] = []
+    copied, stop = threading.Event(), threading.Event()
+
+    def copy() -> None:
+        for index in range(300):
+            memory(source, index * MIB, MIB)
+            time.sleep(0.001)
+        copied.set()
+
+    def look_back(first: int) -> None:
+        try:
+            while not stop.is_set():
+                for index in range(first, first + 16):
+                    assert_same_bytes(memory(source, index * MIB, MIB), DATA[:MIB])
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=copy)]
+    threads[0].start()
+    wait_until(lambda: tape.decoded >= 150 * MIB, "the copy")
+    threads += [threading.Thread(target=look_back, args=(first,)) for first in (5, 40)]
+    for thread in threads[1:]:
+        thread.start()
+    assert copied.wait(30)
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert not failed
+    source.close()
+
+
 def test_what_is_ahead_is_bounded_and_the_first_unit_is_kept() -> None:
     tape = Tape([(MIB, True)] * 300)
     source = StreamSource(tape)
