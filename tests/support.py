@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -106,6 +106,13 @@ def stop(process: subprocess.Popen[bytes], number: int = signal.SIGTERM, seconds
     return process.returncode
 
 
+def is_attached(device: Path, image: Path) -> bool:
+    """Whether a loop device is over an image now; it may be detached, or taken by another test, at any moment."""
+    with suppress(OSError):
+        return (Path("/sys/block") / device.name / "loop" / "backing_file").read_text().startswith(str(image))
+    return False
+
+
 @contextmanager
 def loop_device(image: Path, *, sector: int = 512) -> Iterator[Path]:
     """A loop device over a file, with a logical sector size; without root the test is skipped."""
@@ -115,7 +122,6 @@ def loop_device(image: Path, *, sector: int = 512) -> Iterator[Path]:
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, f"{command}: {result.stderr}"
     device = Path(result.stdout.strip())
-    backing = Path("/sys/block") / device.name / "loop" / "backing_file"
     subprocess.run(["blockdev", "--setrw", str(device)], check=True)  # a flag that outlives an earlier attachment
     try:
         yield device
@@ -123,7 +129,7 @@ def loop_device(image: Path, *, sector: int = 512) -> Iterator[Path]:
         subprocess.run(["blockdev", "--setrw", str(device)], capture_output=True, check=False)
 
         def gone() -> bool:
-            if not backing.exists() or not backing.read_text().startswith(str(image)):
+            if not is_attached(device, image):
                 return True
             subprocess.run(["losetup", "--detach", str(device)], capture_output=True)
             return False

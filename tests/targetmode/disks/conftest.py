@@ -19,6 +19,7 @@ import pytest
 
 from targetmode.disks.machine import Machine
 from targetmode.disks.signatures import identify
+from tests.support import is_attached
 
 
 @pytest.fixture
@@ -95,9 +96,8 @@ def attach(requires_root: None, run: Callable[..., str]) -> Iterator[Callable[..
 
 def _detach(device: Path, image: Path) -> None:
     """Detaches a loop device, its partitions first: those that parted told the kernel of would outlive it."""
-    backing = Path("/sys/block") / device.name / "loop" / "backing_file"
     for _ in range(100):
-        if not backing.exists() or not backing.read_text().startswith(str(image)):
+        if not is_attached(device, image):
             return
         subprocess.run(["partx", "--delete", str(device)], capture_output=True)
         subprocess.run(["losetup", "--detach", str(device)], capture_output=True)
