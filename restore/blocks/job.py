@@ -28,7 +28,7 @@ from restore.blocks.verify import Expected, Feed, Hasher, Verification, expected
 from restore.errors import Differences, Refused, RestoreError, join, say
 from restore.fit.sizes import check_size
 from restore.report import RESTORING, VERIFYING, Report
-from restore.source import Forgetful, Payload, Source, SourceError
+from restore.source import Arriving, Forgetful, Payload, Source, SourceError
 from restore.source.payload import as_memory
 from restore.target import Target
 from targetmode.disks.text import format_size
@@ -232,6 +232,8 @@ class _Restore:
         known = await asyncio.to_thread(self._known_zeroes)
         sample = _Sample(source.name)
         body = known.apply(_fitting(cut(source.extents(), self._head), source, self._target))
+        if isinstance(source, Arriving):
+            body = source.arrivals(body, self._stopping.is_set)
         head = list(cut(source.extents(), 0, self._head))
         generation = self._target.generation
         async with Verification(source, self._target, self._verified, self._report.note) as asking:

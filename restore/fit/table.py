@@ -7,7 +7,7 @@ image: so it is restored, verified and compared later on like everything else.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Final, Self
 
@@ -15,7 +15,7 @@ from nbd.backend import Extent
 from restore.blocks.plan import HEAD
 from restore.partitions import Medium
 from restore.partitions.gpt import GPTError, load, move_backup
-from restore.source import Forgetful, Payload, Source, Unmapped
+from restore.source import Arriving, Forgetful, Payload, R, Source, Unmapped
 from restore.source.payload import as_memory
 
 MOVING: Final = "The backup partition table goes to the end of the disk"
@@ -102,6 +102,10 @@ class Overlaid:
         length = min(length, self._source.least_size - offset)
         if isinstance(self._source, Forgetful) and length > 0:
             self._source.forget(offset, length)
+
+    def arrivals(self, ranges: Iterable[R], stopped: Callable[[], bool]) -> Iterator[R]:
+        """As the source's come, what is changed being at hand."""
+        return self._source.arrivals(ranges, stopped) if isinstance(self._source, Arriving) else iter(ranges)
 
     def reader(self) -> Self:
         """Over a reader of the source."""

@@ -16,7 +16,7 @@ MULTICAST: Final = (
     "multicast is not there yet, it comes with a later version: name several --targets, "
     "which one reading of the source then serves"
 )
-MULTICAST_VERBS: Final = ("server", "discover")
+MULTICAST_VERBS: Final = ("discover",)
 
 _ONE_DASH: Final = re.compile(r"-[A-Za-z][A-Za-z0-9-]+")
 _VERBS: Final = {"--restore": "restore", "--imagescan": "imagescan", "--info": "info", "--server": "server"}

@@ -27,6 +27,9 @@ count = number("a number", 1, 64)
 retries = number("a number", 0, 1000)
 partition = number("a partition's number", 1, 9999)
 buffers = number("a number", 1, 1 << 20)
+port = number("a port", 1, 65535)
+ttl = number("a number", 1, 255)
+clients = number("a number", 1, 100_000)
 
 
 def seconds(text: str) -> float:
@@ -57,6 +60,24 @@ def size(text: str) -> int:
 def _size(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([KMGT]?)", text.upper().removesuffix("B").removesuffix("I"))
     return int(float(match[1]) * _UNITS[match[2]]) if match else 0
+
+
+def loops(text: str) -> int:
+    """0 for never, or at least 2."""
+    value = number("a number", 0, 1 << 31)(text)
+    if value == 1:
+        raise argparse.ArgumentTypeError("1 is neither 0, for never, nor at least 2")
+    return value
+
+
+def group(text: str) -> str:
+    """A multicast address."""
+    from restore.multicast.config import check_group
+
+    try:
+        return check_group(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {error}") from None
 
 
 def one_of(*names: str) -> Callable[[str], str]:

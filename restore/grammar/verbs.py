@@ -9,7 +9,7 @@ from restore.grammar import values
 from restore.grammar.spellings import MULTICAST
 from restore.grammar.usage import Once, Parser
 
-SHARED: Final = ("restore", "verify", "imagescan", "info", "capture")
+SHARED: Final = ("restore", "verify", "imagescan", "info", "capture", "server")
 """The verbs that `targetmode` has too."""
 
 OLD: Final = "accepted for old scripts, without effect"
@@ -17,7 +17,7 @@ OLD: Final = "accepted for old scripts, without effect"
 
 _SOURCE: Final = (
     "image file, or the directory of a Clonezilla image; block device, or where one is mounted; nbd://HOST/EXPORT; "
-    "or an http, https, smb, s3 or sftp URL. What it is, is told by its content"
+    "or an http, https, smb, s3 or sftp URL; asr://HOST for a multicast stream. What it is, is told by its content"
 )
 _TARGET: Final = "block device, or where one is mounted; image file; or nbd://HOST/EXPORT"
 _COMPARED: Final = "block device that is not mounted; image file; or nbd://HOST/EXPORT"
@@ -33,8 +33,11 @@ _WITHOUT_SAYING: Final[dict[str, Any]] = {
     "keep_unmapped": False,
     "verify_signature": None,
     "connections": None,
-    "timeout": 60.0,
+    "timeout": None,
+    "interface": None,
+    "multicast_only": False,
 }
+_PATIENCE: Final = 60.0  # seconds without movement after which a server is given up
 _ONLY_WITH_ERASE: Final = {
     "delta": "--delta",
     "all_blocks": "--all-blocks",
@@ -45,10 +48,12 @@ _ONLY_WITH_ERASE: Final = {
     "hostname": "--hostname",
 }
 
+_ONLY_STREAMED: Final = {"interface": "--interface", "multicast_only": "--multicast-only"}
+
 
 def add_verbs(parser: Parser) -> None:
     """Add the verbs that do something."""
-    for add in (_restore, _verify, _imagescan, _info, _capture):
+    for add in (_restore, _verify, _imagescan, _info, _capture, _server):
         verb = add(parser)
         have = {action.dest for action in verb._actions}
         verb.set_defaults(**{name: value for name, value in _WITHOUT_SAYING.items() if name not in have})
@@ -69,17 +74,31 @@ def check(options: argparse.Namespace, verb: Parser) -> None:
         if options.image is None:
             verb.error("IMAGE is missing")
     source = options.image if name in ("imagescan", "info") else getattr(options, "source", None)
-    if source is not None and source.lower().startswith("asr:"):
-        verb.error(f"{source}: {MULTICAST}")
+    streamed = source is not None and source.lower().startswith("asr:")
+    if streamed and name != "restore":
+        verb.error(f"{source}: a multicast stream can only be restored")
+    if "timeout" in options:
+        options.stream_timeout = options.timeout or 0.0
+        options.timeout = options.timeout or _PATIENCE
     if name == "restore":
-        _check_restore(options, verb)
+        _check_restore(options, verb, streamed=streamed)
+    if name == "server":
+        word = options.__dict__.pop("config_word")
+        if word is not None and options.config is not None:
+            verb.error(f"two configurations are named, {options.config} and {word}: say one")
+        options.config = options.config if word is None else word
 
 
-def _check_restore(options: argparse.Namespace, verb: Parser) -> None:
+def _check_restore(options: argparse.Namespace, verb: Parser, *, streamed: bool) -> None:
     if options.file is not None:
         verb.error(f"--file: {MULTICAST}")
     if not options.target:
         verb.error("--target TARGET is missing")
+    for dest, option in _ONLY_STREAMED.items():
+        if getattr(options, dest) and not streamed:
+            verb.error(f"{option} is for a multicast stream, --source asr://HOST: leave it out")
+    if streamed and not options.erase:
+        verb.error(f"{options.source}: a multicast stream is restored by blocks: say --erase if that is meant")
     for partition, which in ((options.source_partition, "--source-partition"),
                              (options.target_partition, "--target-partition")):  # fmt: skip
         if partition is not None and options.erase:
@@ -160,6 +179,12 @@ def _restore(parser: Parser) -> Parser:
         "--max-rate", type=values.rate, metavar="BYTES", help="most bytes per second, such as 100M (M is 1,048,576)"
     )
     _add_connection(how)
+    how.add_argument(
+        "--interface", metavar="IF", help="where a multicast stream arrives, by name or address (towards its server)"
+    )
+    how.add_argument(
+        "--multicast-only", action="store_true", help="fetch nothing by unicast, also where the stream does not arrive"
+    )
     after = verb.add_argument_group("after the blocks are there")
     after.add_argument(
         "--keep-table", action="store_true",
@@ -209,6 +234,63 @@ def _verify(parser: Parser) -> Parser:
     _add_signature(how)
     _add_connection(how)
     _add_output(verb)
+    return verb
+
+
+def _server(parser: Parser) -> Parser:
+    verb = parser.add_verb(
+        "server",
+        "stream an image to a room, by multicast",
+        synopsis="--source IMAGE [--config PLIST] [options]",
+        description=(
+            "Sends an image to a multicast group, which any number of machines restore at once with asr restore "
+            "--source asr://THIS-HOST. The stream starts with the first of them, and goes on with what the clients "
+            "that are there still lack: whoever comes late gets first what comes next, and then the rest. Nobody "
+            "waits for anybody. It ends when it is interrupted, or with --once when everyone is done.\n\n"
+            "A configuration is a property list with asr's keys: Data Rate, Multicast Address, Client Data Rate, DNS "
+            "Service Discovery, Loop Suspend, Multicast TTL, Port. What an option says goes before it."
+        ),
+        examples=(
+            ("stream an image at no more than 100 MiB per second", "server --source lab.img --data-rate 100M"),
+            ("have 30 machines start together", "server --source lab.img --start-when 30 --start-wait 600 --once"),
+        ),
+    )
+    what = verb.add_argument_group("what to stream")
+    what.add_argument("-s", "--source", required=True, action=Once, metavar="IMAGE", help=_IMAGE)
+    what.add_argument("config_word", nargs="?", metavar="PLIST", help="the same as --config, as asr had it")
+    _add_source_options(what)
+    how = verb.add_argument_group("how")
+    how.add_argument("--config", action=Once, metavar="PLIST", help="a configuration as asr has it, XML or binary")
+    how.add_argument("--interface", metavar="IF", help="network interface, by name or address (what the routes say)")
+    how.add_argument(
+        "--data-rate", type=values.rate, metavar="BYTES",
+        help="most bytes per second, such as 100M (90 %% of the interface's speed)",
+    )  # fmt: skip
+    how.add_argument(
+        "--client-data-rate", type=values.rate, metavar="BYTES",
+        help="bytes per second of the slowest clients that the others wait for (1M)",
+    )  # fmt: skip
+    how.add_argument("--address", type=values.group, metavar="GROUP", help="multicast group (one of 239.192.0.0/14)")
+    how.add_argument("--port", type=values.port, metavar="N", help="port of control (TCP) and stream (UDP) (7800)")
+    how.add_argument("--ttl", type=values.ttl, metavar="N", help="routers that the stream may pass (3)")
+    how.add_argument(
+        "--loop-suspend", type=values.loops, metavar="N",
+        help="with --carousel, stop after so many loops without a client, until one comes; 0 is never (0)",
+    )  # fmt: skip
+    how.add_argument(
+        "--carousel", action="store_true", help="send all of it round and round, for clients that say nothing"
+    )
+    how.add_argument(
+        "--start-when", type=values.clients, default=1, metavar="N", help="start when N clients are there (1)"
+    )
+    how.add_argument(
+        "--start-wait", type=values.seconds, metavar="S", help="start S seconds after the first client all the same"
+    )
+    how.add_argument("--once", action="store_true", help="end when every client is done")
+    _add_connection(how)
+    output = verb.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print one JSON object a line")
+    _add_talk(output)
     return verb
 
 
@@ -341,8 +423,8 @@ def _add_sign(group: argparse._ArgumentGroup) -> None:
 def _add_connection(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--connections", type=values.count, metavar="N", help="connections to a server (what suits it)")
     group.add_argument(
-        "--timeout", type=values.seconds, default=60.0, metavar="N",
-        help="give a server up after N seconds without movement (60)",
+        "--timeout", type=values.seconds, metavar="N",
+        help="give a server up after N seconds without movement (60; a multicast stream never)",
     )  # fmt: skip
 
 

@@ -92,22 +92,7 @@ class Prepared:
 
     def extents(self) -> Iterator[Extent]:
         """Mapped ranges, those of zeroes as such, and what lies between."""
-        gap = Unmapped if self.keep_unmapped else Extent
-        position = length = 0
-        zero = False
-        for index in range(len(self.bmap)):
-            start, end = self.bmap.span(index)
-            is_zero = self._is_zero(index)
-            if length and (start > position or is_zero != zero):
-                yield Extent(length, hole=False, zero=zero)
-                length = 0
-            if start > position:
-                yield gap(start - position, hole=True, zero=not self.keep_unmapped)
-            length, zero, position = length + end - start, is_zero, end
-        if length:
-            yield Extent(length, hole=False, zero=zero)
-        if position < self.size:
-            yield gap(self.size - position, hole=True, zero=not self.keep_unmapped)
+        return mapped_extents(self.bmap, keep_unmapped=self.keep_unmapped)
 
     def payload(self, offset: int, length: int) -> Payload:
         """Checked bytes, where they lie in a file if all of them are mapped.
@@ -175,16 +160,6 @@ class Prepared:
             self._pool.shutdown(cancel_futures=True)
         self._source.close()
 
-    def _is_zero(self, index: int) -> bool:
-        """Whether a range is known to be zeroes by its digest."""
-        found = self.bmap[index]
-        length = found.end - found.start
-        if length > UNIT:
-            return False
-        if found.blake3 is not None:
-            return found.blake3 == zero_digests(length)[1]
-        return self.bmap.checksum_type == "sha256" and found.checksum == zero_digests(length)[0]
-
     def _checked(self, index: int, low: int, high: int) -> Payload:
         """Bytes within one range."""
         start, end = self.bmap.span(index)
@@ -216,7 +191,7 @@ class Prepared:
             self._next = index + 1
         while self._next <= min(index + self._most, len(self.bmap) - 1):
             start, end = self.bmap.span(self._next)
-            if end - start <= UNIT and not self._is_zero(self._next):
+            if end - start <= UNIT and not is_zero(self.bmap, self._next):
                 self._submit(self._next)
             self._next += 1
         while len(self._checks) > 2 * self._most and next(iter(self._checks.values())).done():
@@ -301,6 +276,37 @@ class Prepared:
         if found.checksum is not None and self.bmap.checksum_type is not None:
             return hashlib.new(self.bmap.checksum_type, usedforsecurity=False)
         return None
+
+
+def mapped_extents(bmap: Bmap, *, keep_unmapped: bool) -> Iterator[Extent]:
+    """The runs of a scan's image: mapped ranges, those of zeroes as such, and what lies between, zeroes or `Unmapped`."""
+    gap = Unmapped if keep_unmapped else Extent
+    position = length = 0
+    zero = False
+    for index in range(len(bmap)):
+        start, end = bmap.span(index)
+        range_zero = is_zero(bmap, index)
+        if length and (start > position or range_zero != zero):
+            yield Extent(length, hole=False, zero=zero)
+            length = 0
+        if start > position:
+            yield gap(start - position, hole=True, zero=not keep_unmapped)
+        length, zero, position = length + end - start, range_zero, end
+    if length:
+        yield Extent(length, hole=False, zero=zero)
+    if position < bmap.image_size:
+        yield gap(bmap.image_size - position, hole=True, zero=not keep_unmapped)
+
+
+def is_zero(bmap: Bmap, index: int) -> bool:
+    """Whether a range is known to be zeroes by its digest."""
+    found = bmap[index]
+    length = found.end - found.start
+    if length > UNIT:
+        return False
+    if found.blake3 is not None:
+        return found.blake3 == zero_digests(length)[1]
+    return bmap.checksum_type == "sha256" and found.checksum == zero_digests(length)[0]
 
 
 @dataclass(slots=True)

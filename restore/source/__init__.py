@@ -10,10 +10,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Protocol, TypeVar, runtime_checkable
 
 from nbd.backend import Extent
 from nbd.connection import FileRange
@@ -141,6 +141,36 @@ class Forgetful(Protocol):
 
     def forget(self, offset: int, length: int) -> None:
         """Have a range read anew when it is asked for next; what was handed out of it before stays as it is."""
+        ...
+
+
+class Ranged(Protocol):
+    """A range of an image, in bytes."""
+
+    @property
+    def offset(self) -> int: ...  # noqa: D102
+
+    @property
+    def length(self) -> int: ...  # noqa: D102
+
+
+R = TypeVar("R", bound=Ranged)
+
+
+@runtime_checkable
+class Arriving(Protocol):
+    """A `Source` whose data come in an order of their own: who reads in that order waits for as little as can be."""
+
+    def arrivals(self, ranges: Iterable[R], stopped: Callable[[], bool]) -> Iterator[R]:
+        """The same ranges in the order in which they come; the bytes of each are at hand until the next is asked for.
+
+        Args:
+            ranges: in order; all that will be read.
+            stopped: asked now and then whether they are not wanted any more, so that it ends early.
+
+        Raises:
+            SourceError: they do not come.
+        """
         ...
 
 

@@ -19,6 +19,7 @@ from restore.source.detect import open_image
 from restore.target import Target
 from targetmode.disks.text import format_size
 
+STREAM: Final = "asr://"
 _ANY_SIZE: Final = 1 << 62  # bytes, of an image whose size is not known yet
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -44,6 +45,10 @@ def open_prepared(place: str, options: argparse.Namespace, report: Report) -> Im
         SourceError: it is damaged.
         OSError: it cannot be read.
     """
+    if place.startswith(STREAM):
+        from restore.multicast.client.opening import open_stream
+
+        return open_stream(place, options, report)
     settings = source_settings(options, report)
     chosen = vars(options)
     image = open_image(place, settings)

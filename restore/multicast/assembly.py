@@ -1,0 +1,291 @@
+"""Datagrams, in whatever order and state they come, into whole chunks.
+
+    landing()    where the next batch should be received: header slots and places in a chunk's buffer, in turn
+    landed(n)    what came: in a stream that mostly arrives in order it lies where it belongs already
+
+One look at a batch's first and last header tells whether it landed right. Then no byte is copied and no segment is
+looked at; otherwise each is put where its header says. A middle that is out of order all the same, and whatever was
+forged, shows in the chunk's digest, which is for the caller to compare before anything is done with it.
+
+Pure: no socket and no clock. Memory is bounded by the number of chunks that may be incomplete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from restore.multicast.chunkset import ChunkSet
+from restore.multicast.layout import CHUNK, Layout
+from restore.multicast.packet import HEADER_SIZE, Header, parse, segments_of
+
+BATCH: Final = 128  # datagrams that the kernel hands over at once, at most
+TICK: Final = 0xFFFFFFFF  # the chunk of a datagram without data: all before its sequence number has been sent
+
+
+@dataclass(slots=True)
+class Whole:
+    """A chunk of which all segments are there; whether they are right, its digest tells.
+
+    Attributes:
+        chunk: its number.
+        data: its bytes.
+    """
+
+    chunk: int
+    data: memoryview
+
+
+@dataclass(slots=True)
+class Counters:
+    """What came so far.
+
+    Attributes:
+        segments: datagrams of this session, whether they were of use or not.
+        duplicates: those of chunks that were not wanted, and those that were there already.
+        lost: datagrams that were sent meanwhile and did not come, as far as that can be told.
+        foreign: datagrams that are not of this session, or make no sense.
+        passed_over: chunks that were lacking, and were let go by for want of room.
+    """
+
+    segments: int = 0
+    duplicates: int = 0
+    lost: int = 0
+    foreign: int = 0
+    passed_over: int = 0
+
+
+class _Buffer:
+    """Memory of a chunk, and where each of its segments goes."""
+
+    def __init__(self, segments: int, size: int) -> None:
+        self.memory = memoryview(bytearray(segments * size))
+        self.places = [self.memory[at : at + size] for at in range(0, segments * size, size)]
+
+
+@dataclass(slots=True)
+class _Partial:
+    """A chunk of which some segments are there."""
+
+    chunk: int
+    segments: int
+    buffer: _Buffer
+    missing: int
+    have: bytearray = field(repr=False)
+
+
+class Assembly:
+    """Puts the chunks of one session together.
+
+    Attributes:
+        wanted: chunks that are neither whole nor given up; the caller adds one again whose digest is wrong.
+        counters: what came.
+        room: how many chunks may be incomplete at once.
+        sequence: the number of the chunk that came last, as the stream counts: all before it have been seen.
+        ticked: the last batch said that there is nothing more to send for now.
+    """
+
+    def __init__(self, layout: Layout, segment_size: int, session: int, wanted: ChunkSet, room: int) -> None:
+        """For the datagrams of one session; `room` is the number of chunks that may be incomplete at once."""
+        self._layout = layout
+        self._size = segment_size
+        self._session = session
+        self.room = room
+        self.wanted = wanted
+        self.counters = Counters()
+        self.sequence = 0
+        self.ticked = False
+        self._most = segments_of(CHUNK, segment_size)
+        self._partials: dict[int, _Partial] = {}
+        self._header_bytes = bytearray(BATCH * HEADER_SIZE)
+        whole = memoryview(self._header_bytes)
+        self._headers = [whole[at : at + HEADER_SIZE] for at in range(0, len(whole), HEADER_SIZE)]
+        self._scratch = _Buffer(BATCH, segment_size)
+        self._ignored = _Buffer(self._most, segment_size)  # where chunks go that are not wanted
+        self._fresh = _Buffer(self._most, segment_size)
+        self._landing: list[memoryview] = []
+        self._places: list[memoryview] = []
+        self._at: _Partial | None = None  # the chunk that is expected to go on, None for one that begins
+        self._segment = 0  # of it, that is expected next
+        self._run = 0  # segments of it that may land where they belong
+        self._joined = False
+        self._sending: int | None = None  # the chunk that `sequence` is the number of, as far as that is known
+        self._seen = 0  # segments of it that came
+
+    @property
+    def datagram_size(self) -> int:
+        """Bytes of each datagram."""
+        return HEADER_SIZE + self._size
+
+    @property
+    def incomplete(self) -> int:
+        """Chunks of which some segments are there."""
+        return len(self._partials)
+
+    def landing(self) -> list[memoryview]:
+        """Where to receive the next batch; the same list as before, with other contents."""
+        at, segment = self._at, self._segment
+        if at is None:
+            places = self._fresh.places[:BATCH]
+            self._run = len(places)
+        else:
+            end = min(at.segments, segment + BATCH)
+            taken = at.have.find(1, segment, end)
+            end = end if taken < 0 else taken
+            places = at.buffer.places[segment:end]
+            self._run = end - segment
+            if end == at.segments and at.buffer is not self._ignored:
+                places += self._fresh.places[: BATCH - len(places)]
+        if len(places) < BATCH:
+            places += self._scratch.places[: BATCH - len(places)]
+        self._places = places
+        if not self._landing:
+            self._landing = [place for pair in zip(self._headers, places, strict=True) for place in pair]
+        else:
+            self._landing[1::2] = places
+        return self._landing
+
+    def landed(self, received: int) -> list[Whole]:
+        """A batch of so many bytes was received where `landing` said; the chunks that have become whole by it."""
+        self.ticked = False
+        count, rest = divmod(received, self.datagram_size)
+        if rest or not 0 < count <= BATCH:
+            self.counters.foreign += 1
+            return []
+        first = parse(self._headers[0], self._session)
+        last = first if count == 1 else parse(self._headers[count - 1], self._session)
+        if first is not None and last is not None and self._as_expected(first, last, count):
+            return self._take(first, count)
+        return self._sort(count)
+
+    def forget(self, chunk: int) -> None:
+        """A chunk is not wanted any more, or has come by another way."""
+        self.wanted.discard(chunk)
+        partial = self._partials.pop(chunk, None)
+        if partial is not None and partial is self._at:
+            self._expect(None, 0)
+            self._run = 0  # what is being received lands in memory of it
+
+    def _as_expected(self, first: Header, last: Header, count: int) -> bool:
+        """Whether a batch is a run of one chunk's segments that lies where it belongs."""
+        if last.chunk != first.chunk or last.segment - first.segment != count - 1 or count > self._run:
+            return False
+        if first.segment != self._segment or last.sequence != first.sequence:
+            return False
+        if self._at is not None:
+            return first.chunk == self._at.chunk
+        if first.chunk >= len(self._layout) or first.chunk in self._partials:
+            return False
+        return last.segment < self._segments(first.chunk)
+
+    def _take(self, first: Header, count: int) -> list[Whole]:
+        self._note(first, count)
+        partial = self._at
+        if partial is None:
+            partial = self._open(first.chunk, self._fresh)
+            if partial is None:  # it is not wanted
+                segments = self._segments(first.chunk)
+                partial = _Partial(first.chunk, segments, self._ignored, -1, bytearray(segments))
+        if partial.missing < 0:
+            self.counters.duplicates += count
+        else:
+            partial.have[first.segment : first.segment + count] = b"\1" * count
+            partial.missing -= count
+        end = first.segment + count
+        self._expect(partial if end < partial.segments else None, end)
+        if partial.missing == 0:
+            return [self._complete(partial)]
+        return []
+
+    def _sort(self, count: int) -> list[Whole]:
+        """Put each datagram of a batch where it belongs."""
+        arrived = [
+            (header, bytes(place))
+            for slot, place in zip(self._headers[:count], self._places[:count], strict=True)
+            if (header := parse(slot, self._session)) is not None
+        ]
+        self.counters.foreign += count - len(arrived)
+        whole: list[Whole] = []
+        for header, data in arrived:
+            whole += self._put(header, data)
+        return whole
+
+    def _put(self, header: Header, data: bytes) -> Iterator[Whole]:
+        if header.chunk == TICK:
+            self.ticked = True
+            self._pass_to(header.sequence)
+            self._expect(None, 0)
+            return
+        if header.chunk >= len(self._layout) or header.segment >= self._segments(header.chunk):
+            self.counters.foreign += 1
+            return
+        self._note(header, 1)
+        partial = self._partials.get(header.chunk) or self._open(header.chunk, None)
+        if partial is None or partial.have[header.segment]:
+            self.counters.duplicates += 1
+            self._expect(None, 0)
+            return
+        partial.buffer.places[header.segment][:] = data
+        partial.have[header.segment] = 1
+        partial.missing -= 1
+        end = header.segment + 1
+        self._expect(partial if end < partial.segments else None, end)
+        if not partial.missing:
+            yield self._complete(partial)
+
+    def _expect(self, partial: _Partial | None, segment: int) -> None:
+        self._at, self._segment = partial, segment if partial is not None else 0
+
+    def _open(self, chunk: int, buffer: _Buffer | None) -> _Partial | None:
+        """Begin a chunk, in memory where some of it may lie already; None if it is not wanted, or there is no room."""
+        if chunk not in self.wanted:
+            return None
+        if len(self._partials) >= self.room and not self._evict():
+            self.counters.passed_over += 1
+            return None
+        if buffer is None:
+            buffer = _Buffer(self._most, self._size)
+        else:
+            self._fresh = _Buffer(self._most, self._size)
+        segments = self._segments(chunk)
+        partial = self._partials[chunk] = _Partial(chunk, segments, buffer, segments, bytearray(segments))
+        return partial
+
+    def _evict(self) -> bool:
+        """Make room by giving up the chunk that lacks most; False if it is the one that is being sent."""
+        most = max(self._partials.values(), key=lambda partial: partial.missing, default=None)
+        if most is None or most is self._at:
+            return False
+        del self._partials[most.chunk]
+        self.counters.passed_over += 1
+        return True
+
+    def _complete(self, partial: _Partial) -> Whole:
+        self._partials.pop(partial.chunk, None)
+        self.wanted.discard(partial.chunk)
+        return Whole(partial.chunk, partial.buffer.memory[: self._layout.length(partial.chunk)])
+
+    def _segments(self, chunk: int) -> int:
+        return segments_of(self._layout.length(chunk), self._size)
+
+    # --- What was lost ---
+
+    def _note(self, header: Header, count: int) -> None:
+        """So many datagrams of one chunk have come."""
+        self.counters.segments += count
+        if not self._joined:
+            self.sequence, self._joined = header.sequence, True
+            self._seen = header.segment  # what was sent before that is not lost
+        self._pass_to(header.sequence)
+        if header.sequence == self.sequence:
+            self._sending = header.chunk
+            self._seen += count
+
+    def _pass_to(self, sequence: int) -> None:
+        """The stream is at another chunk, so that what has not come of those before it is lost."""
+        if self._joined and sequence > self.sequence:
+            expected = self._most if self._sending is None else self._segments(self._sending)
+            self.counters.lost += max(expected - self._seen, 0) + (sequence - self.sequence - 1) * self._most
+            self._sending, self._seen = None, 0
+        self.sequence, self._joined = max(self.sequence, sequence), True

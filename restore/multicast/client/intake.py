@@ -1,0 +1,301 @@
+"""Takes what is wanted of a stream, until nothing is; tells the server how far it is; and fetches what does not come.
+
+    socket ──▶ Assembly ──whole──▶ digest compared ──right──▶ Shelf ──▶ targets
+                  ▲                      │ wrong: wanted again
+                  └──────────────────────┘
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Final
+
+from blake3 import blake3
+
+from restore.multicast.assembly import Assembly, Whole
+from restore.multicast.chunkset import ChunkSet
+from restore.multicast.client.server import NotThere, Server, ServerGone
+from restore.multicast.client.shelf import Place, Shelf
+from restore.multicast.layout import Layout
+from restore.multicast.session import REPORT_EVERY, Counts, Directions, Join, Session, Status
+from restore.multicast.sockets import Interface, receiving_socket
+from restore.source import SourceError
+
+PARTIAL: Final = 48  # chunks that may be incomplete at once
+SILENCE: Final = 5.0  # seconds after which a stream that should arrive does not
+_LOOK: Final = 0.1  # seconds after which a thread that waits looks whether it is to end
+_JUDGES: Final = 2
+_PAUSE: Final = 1.0  # seconds between attempts to reach a server that is gone
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeSettings:
+    """How a stream is to be taken.
+
+    Attributes:
+        name: what this machine is called.
+        targets: what is restored onto, for people.
+        timeout: seconds without any data after which it is given up; 0 is never.
+        multicast_only: nothing is fetched by unicast.
+        notify: told in one line what is worth one; from any thread.
+    """
+
+    name: str
+    targets: list[str]
+    timeout: float = 0.0
+    multicast_only: bool = False
+    notify: Callable[[str], None] = lambda text: None
+
+
+class Intake:
+    """One client's part in one stream."""
+
+    def __init__(
+        self, server: Server, session: Session, layout: Layout, interface: Interface, settings: IntakeSettings
+    ) -> None:
+        """Prepare; nothing is received before something is wanted.
+
+        Args:
+            server: to talk to.
+            session: what it streams.
+            layout: the image's chunks.
+            interface: where the stream is to arrive.
+            settings: how.
+        """
+        self._server = server
+        self._session = session
+        self._layout = layout
+        self._interface = interface
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._assembly = self._assemble(ChunkSet(len(layout)))
+        self._shelf = Shelf()
+        self._counts = Counts()
+        self._judging = 0
+        self._judges = ThreadPoolExecutor(_JUDGES, thread_name_prefix="judge")
+        self._threads: list[threading.Thread] = []
+        self._directions: Directions | None = None
+        self._closing = threading.Event()
+        self._hurry = threading.Event()
+        self._moved = time.monotonic()  # when anything came last
+        self._arrived: float | None = None  # when a datagram came last
+        self._reported = -1  # sequence number that the last report was as of
+        self._told = False  # that nothing arrives
+
+    def want(self, wanted: ChunkSet) -> Place:
+        """Have chunks brought; where they will wait.
+
+        Raises:
+            ServerGone: the server cannot be asked for them.
+            Refused: nothing can be received.
+        """
+        place = self._shelf.join(wanted)
+        with self._lock:
+            self._assembly.wanted.update(wanted)
+            if self._threads:
+                self._hurry.set()
+                return place
+            self._moved = time.monotonic()
+            sock = receiving_socket(self._interface, self._session.group, self._session.port)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, int(_LOOK * 1e6)))
+            try:
+                self._directions = self._join()
+            except BaseException:
+                sock.close()
+                raise
+            self._threads = [
+                threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
+                for name, work in (
+                    ("stream-receive", lambda: self._receive(sock)),
+                    ("stream-report", self._report),
+                    ("stream-fetch", self._fetch),
+                )
+            ]
+        for thread in self._threads:
+            thread.start()
+        return place
+
+    def fetch(self, chunk: int) -> memoryview:
+        """A chunk from the server, by unicast; right.
+
+        Raises:
+            ServerGone: it cannot be had.
+            SourceError: it is wrong, twice.
+        """
+        for _ in range(2):
+            data = memoryview(self._server.chunk(chunk))
+            if self._is_right(chunk, data):
+                return data
+        start, end = self._layout.span(chunk)
+        raise SourceError(f"{self._server.base}: bytes {start} to {end - 1} of the image do not match its manifest")
+
+    def close(self, end: str) -> None:
+        """Take no more, and tell the server how it has ended."""
+        self._closing.set()
+        self._hurry.set()
+        for thread in self._threads:
+            thread.join()
+        self._judges.shutdown(cancel_futures=True)
+        if self._directions is not None:
+            with suppress(ServerGone):
+                self._server.leave(self._directions.client, end)
+
+    # --- Threads ---
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            self._shelf.fail(error)
+
+    def _receive(self, sock: socket.socket) -> None:
+        with sock:
+            while not self._closing.is_set():
+                with self._lock:
+                    landing = self._assembly.landing()
+                try:
+                    received, _, flags, _ = sock.recvmsg_into(landing)
+                except BlockingIOError:
+                    self._check_patience()
+                    continue
+                now = time.monotonic()
+                with self._lock:
+                    assembly = self._assembly
+                    assembly.room = min(PARTIAL, self._shelf.free - self._judging)
+                    segments = assembly.counters.segments
+                    whole = assembly.landed(0 if flags & socket.MSG_TRUNC else received)
+                    ticked = assembly.ticked
+                    self._judging += len(whole)
+                if assembly.counters.segments > segments or ticked:
+                    self._arrived = now
+                if ticked and assembly.wanted and assembly.sequence != self._reported:
+                    self._hurry.set()  # what was sent and did not come can be sent again at once
+                for each in whole:
+                    self._moved = now
+                    self._judges.submit(self._judge, each)
+
+    def _judge(self, whole: Whole) -> None:
+        right = self._is_right(whole.chunk, whole.data)
+        taken = right and self._shelf.put(whole.chunk, whole.data)
+        with self._lock:
+            self._judging -= 1
+            if right:
+                self._counts = replace(self._counts, received=self._counts.received + len(whole.data))
+            else:
+                self._counts = replace(self._counts, damaged=self._counts.damaged + 1)
+            if not taken:
+                self._assembly.wanted.add(whole.chunk)
+
+    def _report(self) -> None:
+        lost = False
+        while not self._closing.is_set():
+            self._hurry.wait(REPORT_EVERY if not lost else _PAUSE)
+            self._hurry.clear()
+            if self._closing.is_set():
+                return
+            try:
+                if self._directions is None:
+                    self._begin_again()
+                else:
+                    self._directions = self._server.report(self._directions.client, self._status())
+            except NotThere:
+                self._directions = None
+                self._hurry.set()
+            except ServerGone as error:
+                if not lost:
+                    self._settings.notify(f"{error}; it is asked again and again")
+                lost = True
+            else:
+                if lost:
+                    self._settings.notify(f"{self._server.base}: it answers again")
+                lost = False
+
+    def _fetch(self) -> None:
+        """Fetch what is wanted by unicast, while the stream is not for this client or does not arrive."""
+        while not self._closing.wait(_LOOK):
+            while not self._closing.is_set() and self._has_to_fetch():
+                with self._lock:
+                    chunk = self._assembly.wanted.next(0) if self._shelf.free > self._judging else None
+                    if chunk is None:
+                        break
+                    self._assembly.forget(chunk)
+                try:
+                    data = self.fetch(chunk)
+                except ServerGone:
+                    with self._lock:
+                        self._assembly.wanted.add(chunk)
+                    self._closing.wait(_PAUSE)
+                    continue
+                self._moved = time.monotonic()
+                taken = self._shelf.put(chunk, data)
+                with self._lock:
+                    self._counts = replace(self._counts, received=self._counts.received + len(data))
+                    if not taken:
+                        self._assembly.wanted.add(chunk)
+
+    def _has_to_fetch(self) -> bool:
+        directions = self._directions
+        if self._settings.multicast_only or directions is None:
+            return False
+        if directions.alone:
+            return True
+        if not directions.streaming or not self._assembly.wanted:
+            return False
+        silent = time.monotonic() - (self._arrived or self._moved) > SILENCE
+        if silent and not self._told:
+            self._told = True
+            self._settings.notify(
+                f"nothing of the stream to {self._session.group} port {self._session.port} has arrived by "
+                f"{self._interface.name} for {SILENCE:g} seconds, so the image is fetched by unicast: look at the "
+                "interface (--interface), an IGMP querier in this network, the server's TTL, and the firewall"
+            )
+        return silent
+
+    # --- Smaller things ---
+
+    def _join(self) -> Directions:
+        return self._server.join(Join(self._settings.name, self._settings.targets, self._assembly.wanted.copy()))
+
+    def _begin_again(self) -> None:
+        """The server does not know this client any more: it may be another run of it, with the same image."""
+        session = self._server.session()
+        if session.manifest != self._session.manifest:
+            self._shelf.fail(SourceError(f"{self._server.base} serves another image now: {session.image}"))
+            return
+        with self._lock:
+            if session != self._session:
+                self._session = session
+                self._assembly = self._assemble(self._assembly.wanted)
+        self._directions = self._join()
+
+    def _assemble(self, wanted: ChunkSet) -> Assembly:
+        return Assembly(self._layout, self._session.segment_size, self._session.id, wanted, PARTIAL)
+
+    def _status(self) -> Status:
+        with self._lock:
+            assembly = self._assembly
+            came = assembly.counters
+            counts = replace(
+                self._counts,
+                segments=came.segments,
+                lost=came.lost,
+                duplicates=came.duplicates,
+                passed_over=came.passed_over,
+            )
+            self._reported = assembly.sequence
+            return Status(assembly.wanted.copy(), assembly.sequence, counts)
+
+    def _check_patience(self) -> None:
+        limit = self._settings.timeout
+        if limit and self._assembly.wanted and self._shelf.free and time.monotonic() - self._moved > limit:
+            self._shelf.fail(SourceError(f"{self._server.base}: no data have come for {limit:g} seconds"))
+
+    def _is_right(self, chunk: int, data: memoryview) -> bool:
+        return len(data) == self._layout.length(chunk) and blake3(data).digest() == self._layout.digest(chunk)

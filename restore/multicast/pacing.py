@@ -1,0 +1,70 @@
+"""How fast a stream goes: never above its limit, and below it as fast as most of its clients can follow.
+
+Pure: the time is told, in seconds of any clock that only goes forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Final
+
+CATCH_UP: Final = 0.005  # seconds that sending may be behind its time and make up for; a longer pause is no credit
+BURST: Final = 0.001  # seconds' worth of data that may be sent at once, so that no switch's queue overflows
+LEAST_RATE: Final = 1 << 20  # bytes per second, below which no report slows a stream
+_SLOWER: Final = 0.8  # of the rate, when most clients let chunks go by
+_FASTER: Final = 0.05  # of the limit, when they do not
+_MUCH: Final = 0.05  # of what was sent, let go by
+
+
+class Pace:
+    """When to send.
+
+    Attributes:
+        rate: bytes per second, headers included; None as fast as it goes.
+    """
+
+    def __init__(self, rate: int | None) -> None:
+        """Send so many bytes per second."""
+        self.rate = rate
+        self._due: float | None = None
+
+    def wait(self, now: float, size: int) -> float:
+        """Seconds to wait before sending so many bytes, which then count as sent."""
+        if self.rate is None:
+            return 0.0
+        due = now if self._due is None else max(self._due, now - CATCH_UP)
+        self._due = due + size / self.rate
+        return max(due - now, 0.0)
+
+    def burst(self, datagram: int, most: int) -> int:
+        """How many datagrams of so many bytes to send at once, at most `most`."""
+        if self.rate is None:
+            return most
+        return max(1, min(most, int(self.rate * BURST / datagram)))
+
+
+class Regulator:
+    """Finds the rate that most clients can follow; one that cannot does not hold the others back."""
+
+    def __init__(self, limit: int | None, least: int = LEAST_RATE) -> None:
+        """Between `least`, which is for the slowest client worth waiting for, and `limit`, both in bytes per second."""
+        self._limit = limit
+        self._least = least if limit is None else min(least, limit)
+        self.rate = limit
+
+    def regulate(self, passed_over: Sequence[float], sent: float) -> int | None:
+        """The rate from now on.
+
+        Args:
+            passed_over: of each client, which part of what was sent lately it lacked and had to let go by, 0 to 1.
+            sent: bytes per second that were sent lately.
+        """
+        if not passed_over:
+            return self.rate
+        if median(passed_over) > _MUCH:
+            self.rate = max(int((sent if self.rate is None else min(sent, self.rate)) * _SLOWER), self._least)
+        elif self.rate is not None:
+            step = int(_FASTER * (self._limit or self.rate))
+            self.rate = self.rate + step if self._limit is None else min(self.rate + step, self._limit)
+        return self.rate

@@ -1,0 +1,229 @@
+"""Who is being served: every client's state, and from it what the stream does next.
+
+Its methods may be called from any thread. The time is told, in seconds of any clock that only goes forward.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Final
+
+from restore.multicast.carousel import Carousel
+from restore.multicast.pacing import Regulator
+from restore.multicast.session import Counts, Directions, Join, Status
+
+SLOW: Final = 1 / 3  # of the median's rate, below which a client is a straggler
+SLOW_FOR: Final = 30.0  # seconds that it has to be
+_KEPT: Final = 10_000  # clients that have left, of which is known how they ended
+_WINDOW: Final = 5.0  # seconds that a client's rate is told of
+
+
+@dataclass(slots=True)
+class Guest:
+    """One client.
+
+    Attributes:
+        id: what it is called here.
+        name: what its machine is called.
+        address: of its machine.
+        targets: what it restores onto.
+        joined: when it began.
+        needed: chunks that it lacked then.
+        lacking: chunks that it lacks now.
+        counts: what it has done, as it says.
+        alone: it fetches by itself.
+        end: how it ended, in a word; None while it has not.
+        ended: when.
+    """
+
+    id: str
+    name: str
+    address: str
+    targets: list[str]
+    joined: float
+    needed: int
+    lacking: int
+    counts: Counts = field(default_factory=Counts)
+    alone: bool = False
+    end: str | None = None
+    ended: float = 0.0
+    _history: deque[tuple[float, Counts]] = field(default_factory=lambda: deque(maxlen=256), repr=False)
+    _slow_since: float | None = None
+    _sequence: int = 0
+    _passed_over: float = 0.0
+
+    def rate(self, window: float = _WINDOW) -> float:
+        """Bytes per second that came whole and right lately."""
+        if len(self._history) < 2:
+            return 0.0
+        last, counts = self._history[-1]
+        first, before = next(entry for entry in self._history if last - entry[0] <= window or entry is self._history[-2])
+        return (counts.received - before.received) / max(last - first, 0.001)
+
+    def loss(self) -> float:
+        """Which part of the datagrams got lost on the way, 0 to 1."""
+        all_of_them = self.counts.segments + self.counts.lost
+        return self.counts.lost / all_of_them if all_of_them else 0.0
+
+
+@dataclass(slots=True)
+class Room:
+    """The clients of one stream.
+
+    Attributes:
+        carousel: what is sent next.
+        regulator: how fast.
+        start_when: clients that have to be there before the stream starts.
+        start_wait: seconds after the first client, when it starts all the same; None is never.
+        loop_suspend: passes without a client after which a stream that sends everything stops; 0 is never.
+    """
+
+    carousel: Carousel
+    regulator: Regulator
+    start_when: int = 1
+    start_wait: float | None = None
+    loop_suspend: int = 0
+    _guests: dict[str, Guest] = field(default_factory=dict)
+    _left: deque[Guest] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _started: bool = False
+    _first: float | None = None  # when the first client came
+    _lonely_passes: int = 0
+    _last_pass: int = 0
+    _closed: bool = False
+
+    # --- What clients do ---
+
+    def join(self, join: Join, address: str, now: float) -> Directions:
+        """A client begins."""
+        guest = Guest(secrets.token_hex(8), join.name, address, join.targets, now, len(join.lacking), len(join.lacking))
+        with self._changed:
+            self._guests[guest.id] = guest
+            self._first = now if self._first is None else self._first
+            self._lonely_passes = 0
+            guest._sequence = self.carousel.sequence
+            self.carousel.join(guest.id, join.lacking, now)
+            self._start_if_due(now)
+            self._changed.notify_all()
+            return Directions(guest.id, guest.alone, self._started)
+
+    def report(self, name: str, status: Status, now: float) -> Directions:
+        """A client says how far it is.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        with self._changed:
+            guest = self._guests[name]
+            sent = status.as_of - guest._sequence
+            passed_over = status.counts.passed_over - guest.counts.passed_over
+            if sent > 0:
+                guest._passed_over = min(max(passed_over / sent, 0.0), 1.0)
+                guest._sequence = status.as_of
+            guest.counts, guest.lacking = status.counts, len(status.lacking)
+            guest._history.append((now, status.counts))
+            self.carousel.report(name, status.lacking, status.as_of, now)
+            self._start_if_due(now)
+            self._changed.notify_all()
+            return Directions(name, guest.alone, self._started)
+
+    def leave(self, name: str, end: str, now: float) -> None:
+        """A client has ended, well or badly.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        with self._changed:
+            guest = self._guests.pop(name)
+            guest.end, guest.ended = end, now
+            self._left.append(guest)
+            self.carousel.leave(name)
+            self._changed.notify_all()
+
+    # --- What the stream asks ---
+
+    def next(self, patience: float) -> tuple[int, int] | None:
+        """What to send now, as (chunk, sequence number); None when there was nothing for so many seconds."""
+        with self._changed:
+            found = self._next()
+            if found is None and not self._closed:
+                self._changed.wait(patience)
+                found = self._next()
+            return found
+
+    def close(self) -> None:
+        """Nothing is sent any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def look_after(self, now: float) -> list[str]:
+        """See to what time brings, a few times a second: who is gone, who is too slow; a line for each."""
+        lines = []
+        with self._changed:
+            for name in self.carousel.expire(now):
+                guest = self._guests.pop(name)
+                guest.end, guest.ended = "silent", now
+                self._left.append(guest)
+                lines.append(f"{guest.name} ({guest.address}) says nothing any more, and counts as gone")
+            self._start_if_due(now)
+            rates = {guest.id: guest.rate(SLOW_FOR) for guest in self._guests.values() if guest.lacking}
+            middle = median(rates.values()) if len(rates) > 1 else 0.0
+            for guest in self._guests.values():
+                slow = guest.id in rates and rates[guest.id] < SLOW * middle and now - guest.joined > SLOW_FOR
+                if not slow:
+                    guest._slow_since = None
+                elif guest._slow_since is None:
+                    guest._slow_since = now
+                elif now - guest._slow_since > SLOW_FOR and not guest.alone:
+                    guest.alone = True
+                    self.carousel.set_alone(guest.id, alone=True)
+                    lines.append(
+                        f"{guest.name} ({guest.address}) is slower than a third of the others: it fetches by itself now"
+                    )
+        return lines
+
+    def regulate(self, sent: float) -> int | None:
+        """The rate from now on, in bytes per second; `sent` is the one of late."""
+        with self._changed:
+            followers = [guest._passed_over for guest in self._guests.values() if guest.lacking and not guest.alone]
+            return self.regulator.regulate(followers, sent)
+
+    def guests(self) -> list[Guest]:
+        """Those that are there, in the order in which they came."""
+        with self._changed:
+            return list(self._guests.values())
+
+    def left(self) -> list[Guest]:
+        """Those that are not any more, the last ones last."""
+        with self._changed:
+            return list(self._left)
+
+    @property
+    def all_done(self) -> bool:
+        """Whether there was a client, and all have ended."""
+        with self._changed:
+            return bool(self._left) and not self._guests
+
+    def _next(self) -> tuple[int, int] | None:
+        if self._closed or not self._started:
+            return None
+        carousel = self.carousel
+        if carousel.passes != self._last_pass:
+            self._last_pass = carousel.passes
+            self._lonely_passes = 0 if self._guests else self._lonely_passes + 1
+        if carousel.everything and self.loop_suspend and self._lonely_passes >= self.loop_suspend:
+            return None
+        sequence = carousel.sequence
+        chunk = carousel.next()
+        return None if chunk is None else (chunk, sequence)
+
+    def _start_if_due(self, now: float) -> None:
+        if self._started or self._first is None:
+            return
+        waited = self.start_wait is not None and now - self._first >= self.start_wait
+        self._started = waited or len(self._guests) >= self.start_when
