@@ -184,7 +184,8 @@ class _Restore:
         totals = {RESTORING: lambda: max(source.expected_size - self._head, 0)}
         if settings.verify:
             totals[VERIFYING] = lambda: source.expected_size
-        self._progress = Progress(report, totals)
+        watch = (source.progressed,) if isinstance(source, Arriving) else ()
+        self._progress = Progress(report, totals, *watch)
 
     async def run(self) -> Done:
         await self._ask()

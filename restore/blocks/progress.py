@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from restore.report import Report
+from restore.report import RESTORING, VERIFYING, Report
 
 _TICK: Final = 0.1  # seconds between two updates
 
@@ -15,8 +15,15 @@ _TICK: Final = 0.1  # seconds between two updates
 class Progress:
     """Bytes done of each phase, on their way to the report."""
 
-    def __init__(self, report: Report, totals: dict[str, Callable[[], int]]) -> None:
+    def __init__(
+        self,
+        report: Report,
+        totals: dict[str, Callable[[], int]],
+        watch: Callable[[int, int], None] = lambda restored, verified: None,
+    ) -> None:
+        """Of phases with their totals; `watch` is told as `Arriving.progressed` is."""
         self._report = report
+        self._watch = watch
         self.totals = totals  # of each phase, in bytes; of some sources they become known on the way
         self._done = dict.fromkeys(totals, 0)
 
@@ -35,6 +42,7 @@ class Progress:
         for phase, total in self.totals.items():
             most = total()
             self._report.progress(phase, min(self._done[phase], most), most)
+        self._watch(self._done.get(RESTORING, 0), self._done.get(VERIFYING, 0))
 
 
 @contextmanager

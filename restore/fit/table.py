@@ -107,6 +107,11 @@ class Overlaid:
         """As the source's come, what is changed being at hand."""
         return self._source.arrivals(ranges, stopped) if isinstance(self._source, Arriving) else iter(ranges)
 
+    def progressed(self, restored: int, verified: int) -> None:
+        """Tell the source."""
+        if isinstance(self._source, Arriving):
+            self._source.progressed(restored, verified)
+
     def reader(self) -> Self:
         """Over a reader of the source."""
         return type(self)(self._source.reader(), self.size, self._patches)

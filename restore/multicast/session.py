@@ -135,8 +135,8 @@ class Counts:
 
     Attributes:
         received: bytes of chunks that came whole and right.
-        written: bytes on its target or targets.
-        verified: bytes of those that were compared.
+        written: bytes on its target, or on that of its targets which is behind the others.
+        verified: likewise, of those that were compared.
         segments: datagrams that came.
         lost: datagrams that did not, as far as it can tell.
         duplicates: datagrams that were of no use.

@@ -173,6 +173,10 @@ class Arriving(Protocol):
         """
         ...
 
+    def progressed(self, restored: int, verified: int) -> None:
+        """So many bytes are on the target now, and so many of them were compared: whoever sends may want to know."""
+        ...
+
 
 class Chunks(Protocol):
     """A format whose parts can be decoded each by itself; methods may be called from several threads.

@@ -7,18 +7,19 @@ import asyncio
 import json
 import sys
 import time
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from restore.errors import Refused, RestoreError
+from restore.errors import RestoreError
 from restore.multicast import config as configuration
 from restore.multicast.server import manifest as manifests
 from restore.multicast.server.serving import Running, ServerSettings, serving
 from restore.report import Report, put
 from restore.report.shown import shown
-from restore.source import Image
+from restore.source import Source, SourceSettings
 from restore.verbs.opening import open_prepared
 from targetmode.disks.text import format_size
 
@@ -34,8 +35,12 @@ async def serve(options: argparse.Namespace, report: Report) -> int:
     """
     config = _config(options)
     image = await asyncio.to_thread(open_prepared, options.source, options, report)
-    with closing(image.source) as source:
-        manifest = await _manifest(image, options, report)
+    async with AsyncExitStack() as stack:
+        source: Source = stack.enter_context(closing(image.source))
+        if source.sequential:  # and a stream needs it in any order
+            directory = stack.enter_context(TemporaryDirectory(prefix="asr-"))
+            source = stack.enter_context(closing(await _spilled(source, Path(directory), report)))
+        manifest = await _manifest(source, image.path, options.source, report)
         settings = ServerSettings(
             interface=options.interface,
             carousel=options.carousel,
@@ -43,10 +48,21 @@ async def serve(options: argparse.Namespace, report: Report) -> int:
             start_wait=options.start_wait,
             notify=report.note,
         )
-        async with serving(_name(options.source), source, manifest, config, settings) as running:
-            board = _Board(running, as_json=options.json)
-            board.ready()
-            return await board.run(once=options.once)
+        running = await stack.enter_async_context(serving(_name(options.source), source, manifest, config, settings))
+        board = _Board(running, as_json=options.json)
+        board.ready()
+        return await board.run(once=options.once)
+
+
+async def _spilled(source: Source, directory: Path, report: Report) -> Source:
+    """An image that can only be decoded from its start, as a file of its own."""
+    from restore.source.detect import open_image
+    from restore.source.spill import spill
+
+    path = await spill(source, directory, report)
+    opened = await asyncio.to_thread(open_image, str(path), SourceSettings(format="raw"))
+    opened.source.name = source.name
+    return opened.source
 
 
 def _name(place: str) -> str:
@@ -67,16 +83,12 @@ def _config(options: argparse.Namespace) -> configuration.Config:
     return replace(config, **{name: value for name, value in given.items() if value is not None})
 
 
-async def _manifest(image: Image, options: argparse.Namespace, report: Report) -> manifests.Manifest:
-    if image.source.sequential:
-        raise Refused(
-            f"{options.source} can only be decoded from its start, and a stream needs it in any order: "
-            "capture or convert it first, such as by asr restore onto a file"
-        )
-    found = None if image.path is None else await asyncio.to_thread(manifests.beside, Path(image.path))
+async def _manifest(source: Source, path: Path | None, place: str, report: Report) -> manifests.Manifest:
+    """The scan beside an image, or a new one."""
+    found = None if path is None else await asyncio.to_thread(manifests.beside, path)
     if found is not None:
         return found
-    report.note(f"{options.source} has no scan that can be streamed by, so it is scanned now")
+    report.note(f"{place} has no scan that can be streamed by, so it is scanned now")
     stopped = False
 
     def advance(done: int, total: int) -> None:
@@ -84,7 +96,7 @@ async def _manifest(image: Image, options: argparse.Namespace, report: Report) -
             raise RestoreError("interrupted")
         report.progress(_SCANNING, done, total)
 
-    scanning = asyncio.create_task(asyncio.to_thread(manifests.made, image.source, advance))
+    scanning = asyncio.create_task(asyncio.to_thread(manifests.made, source, advance))
     try:
         made = await asyncio.shield(scanning)
     except asyncio.CancelledError:

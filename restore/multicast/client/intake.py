@@ -78,6 +78,7 @@ class Intake:
         self._assembly = self._assemble(ChunkSet(len(layout)))
         self._shelf = Shelf()
         self._counts = Counts()
+        self._progress: dict[object, tuple[int, int]] = {}  # of each target
         self._judging = 0
         self._judges = ThreadPoolExecutor(_JUDGES, thread_name_prefix="judge")
         self._threads: list[threading.Thread] = []
@@ -135,6 +136,11 @@ class Intake:
                 return data
         start, end = self._layout.span(chunk)
         raise SourceError(f"{self._server.base}: bytes {start} to {end - 1} of the image do not match its manifest")
+
+    def progressed(self, who: object, restored: int, verified: int) -> None:
+        """One of the targets has so many bytes, and compared so many of them."""
+        with self._lock:
+            self._progress[who] = (restored, verified)
 
     def close(self, end: str) -> None:
         """Take no more, and tell the server how it has ended."""
@@ -282,8 +288,11 @@ class Intake:
         with self._lock:
             assembly = self._assembly
             came = assembly.counters
+            progress = self._progress.values() or ((0, 0),)
             counts = replace(
                 self._counts,
+                written=min(restored for restored, _ in progress),
+                verified=min(verified for _, verified in progress),
                 segments=came.segments,
                 lost=came.lost,
                 duplicates=came.duplicates,

@@ -136,6 +136,10 @@ class MulticastSource:
                     self._held.pop(chunk, None)
         self._ended_well = True
 
+    def progressed(self, restored: int, verified: int) -> None:
+        """The server is told with the next report."""
+        self._intake.progressed(self, restored, verified)
+
     def reader(self) -> Self:
         """Of the same stream, for one more target."""
         other = object.__new__(type(self))

@@ -210,7 +210,7 @@ class Room:
             return bool(self._left) and not self._guests
 
     def _next(self) -> tuple[int, int] | None:
-        if self._closed or not self._started:
+        if self._closed or not (self._started or self.carousel.everything):
             return None
         carousel = self.carousel
         if carousel.passes != self._last_pass:

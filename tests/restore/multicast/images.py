@@ -1,0 +1,44 @@
+"""Small images with their manifests, for tests of the pure parts."""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache
+
+from blake3 import blake3
+
+from restore.manifest.bmap import BLOCK, Bmap
+from restore.multicast.layout import CHUNK, Layout
+from restore.multicast.packet import Headers, segments_of
+
+SEGMENT = 1444
+SESSION = 0x1122334455667788
+
+
+@lru_cache
+def image(chunks: int, last: int = CHUNK, seed: int = 1) -> bytes:
+    """So many chunks, of which the last has another length."""
+    return random.Random(seed).randbytes((chunks - 1) * CHUNK + last)
+
+
+def manifest(data: bytes) -> Bmap:
+    """Of an image that is all mapped."""
+    found = Bmap(len(data))
+    for start in range(0, len(data), CHUNK):
+        part = data[start : start + CHUNK]
+        found.append(start // BLOCK, (start + len(part) - 1) // BLOCK, bytes(32), blake3(part).digest())
+    return found
+
+
+def layout(data: bytes) -> Layout:
+    return Layout(manifest(data))
+
+
+def datagrams(data: bytes, chunk: int, sequence: int, size: int = SEGMENT) -> list[bytes]:
+    """Those of one chunk, in order."""
+    part = data[chunk * CHUNK : (chunk + 1) * CHUNK]
+    count = segments_of(len(part), size)
+    headers = Headers(SESSION, count)
+    headers.name(sequence, chunk)
+    padded = part.ljust(count * size, b"\0")
+    return [bytes(headers.views[at]) + padded[at * size : (at + 1) * size] for at in range(count)]

@@ -1,0 +1,248 @@
+"""Datagrams into chunks: in order, out of order, some twice, some never, some forged."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+
+import pytest
+from blake3 import blake3
+from hypothesis import given
+from hypothesis import strategies as st
+
+from restore.multicast.assembly import BATCH, TICK, Assembly
+from restore.multicast.chunkset import ChunkSet
+from restore.multicast.layout import CHUNK
+from restore.multicast.packet import HEADER_SIZE, Header
+from tests.restore.multicast.images import SEGMENT, SESSION, datagrams, image, layout
+from tests.support import examples
+
+LAST = 5000
+
+
+def assembly(data: bytes, room: int = 8, wanted: Iterable[int] | None = None, size: int = SEGMENT) -> Assembly:
+    chunks = layout(data)
+    lacking = ChunkSet.full(len(chunks)) if wanted is None else ChunkSet(len(chunks), wanted)
+    return Assembly(chunks, size, SESSION, lacking, room)
+
+
+def land(to: Assembly, batch: bytes) -> dict[int, bytes]:
+    """As a socket fills buffers; the chunks that are whole then."""
+    at = 0
+    for view in to.landing():
+        part = batch[at : at + len(view)]
+        view[: len(part)] = part
+        at += len(part)
+    return {whole.chunk: bytes(whole.data) for whole in to.landed(len(batch))}
+
+
+def receive(to: Assembly, stream: Iterable[bytes], most: int = 44) -> dict[int, bytes]:
+    """Datagrams by batches of up to so many."""
+    found: dict[int, bytes] = {}
+    batch: list[bytes] = []
+    for datagram in stream:
+        batch.append(datagram)
+        if len(batch) == most:
+            found |= land(to, b"".join(batch))
+            batch = []
+    return found | land(to, b"".join(batch)) if batch else found
+
+
+def chunk_of(data: bytes, chunk: int) -> bytes:
+    return data[chunk * CHUNK : (chunk + 1) * CHUNK]
+
+
+def stream(data: bytes, chunks: Iterable[int], first: int = 0) -> Iterator[bytes]:
+    for sequence, chunk in enumerate(chunks, first):
+        yield from datagrams(data, chunk, sequence)
+
+
+@pytest.mark.parametrize("most", [1, 7, 44, BATCH])
+def test_in_order(most: int) -> None:
+    """Batches that end where chunks end, and others."""
+    data = image(4, LAST)
+    to = assembly(data)
+    found = receive(to, stream(data, range(4)), most)
+    assert found == {chunk: chunk_of(data, chunk) for chunk in range(4)}
+    assert not to.wanted
+    assert to.incomplete == 0
+    assert (to.counters.lost, to.counters.duplicates, to.counters.foreign, to.sequence) == (0, 0, 0, 3)
+
+
+def test_nothing_is_copied_where_all_is_in_order() -> None:
+    """The hot path: a batch that lies where it belongs is not sorted."""
+    data = image(3, LAST)
+    to = assembly(data)
+    to._sort = None  # type: ignore[assignment, method-assign] - it would fail
+    for chunk in range(3):
+        receive(to, datagrams(data, chunk, chunk))
+    assert not to.wanted
+
+
+def test_what_is_not_wanted_costs_nothing() -> None:
+    data = image(3, LAST)
+    to = assembly(data, wanted=[2])
+    to._sort = None  # type: ignore[assignment, method-assign] - it would fail
+    found: dict[int, bytes] = {}
+    for chunk in range(3):
+        found |= receive(to, datagrams(data, chunk, chunk))
+    assert found == {2: chunk_of(data, 2)}
+    assert to.counters.duplicates == to.counters.segments - len(datagrams(data, 2, 0))
+
+
+def test_out_of_order() -> None:
+    data = image(3, LAST)
+    to = assembly(data)
+    mixed = list(stream(data, range(3)))
+    random.Random(1).shuffle(mixed)
+    assert receive(to, mixed) == {chunk: chunk_of(data, chunk) for chunk in range(3)}
+    assert to.counters.duplicates == 0
+
+
+def test_what_is_missing_comes_with_the_next_pass() -> None:
+    data = image(3, LAST)
+    to = assembly(data)
+    kept = [datagram for at, datagram in enumerate(stream(data, range(3))) if at % 100 != 5]
+    gone = sum(len(datagrams(data, chunk, 0)) for chunk in range(3)) - len(kept)
+    assert receive(to, kept) == {2: chunk_of(data, 2)}
+    assert to.incomplete == 2
+    assert list(to.wanted) == [0, 1]
+    again = receive(to, stream(data, [0, 1], 3))
+    assert again == {0: chunk_of(data, 0), 1: chunk_of(data, 1)}
+    assert to.counters.lost == gone
+
+
+def test_a_chunk_joined_in_its_middle() -> None:
+    """What was sent before is not lost; the rest is kept for when the chunk comes again."""
+    data = image(2, LAST)
+    to = assembly(data)
+    first = datagrams(data, 0, 9)
+    assert receive(to, [*first[300:], *datagrams(data, 1, 10)]) == {1: chunk_of(data, 1)}
+    assert to.counters.lost == 0
+    assert receive(to, datagrams(data, 0, 11)[:300]) == {0: chunk_of(data, 0)}
+
+
+def test_whole_chunks_that_are_lost_are_counted() -> None:
+    data = image(6)
+    to = assembly(data)
+    receive(to, stream(data, [0]))
+    receive(to, datagrams(data, 4, 4))
+    assert to.counters.lost == 3 * len(datagrams(data, 0, 0))
+
+
+def test_forged_is_for_the_digest_to_find() -> None:
+    data = image(2, LAST)
+    to = assembly(data)
+    first = datagrams(data, 0, 0)
+    first[10] = first[10][:HEADER_SIZE] + bytes(SEGMENT)
+    ((chunk, wrong),) = receive(to, first).items()
+    assert blake3(wrong).digest() != to._layout.digest(chunk)
+    to.wanted.add(chunk)
+    assert receive(to, datagrams(data, 0, 1)) == {0: chunk_of(data, 0)}
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        b"",
+        b"x",
+        bytes(HEADER_SIZE + SEGMENT),
+        bytes(HEADER_SIZE + SEGMENT - 1),
+        Header(SESSION ^ 1, 0, 0, 0).pack() + bytes(SEGMENT),
+        Header(SESSION, 0, 3, 0).pack() + bytes(SEGMENT),
+        Header(SESSION, 0, 0, 1 << 20).pack() + bytes(SEGMENT),
+        Header(SESSION, 0, 2, 4).pack() + bytes(SEGMENT),  # the last chunk has four segments
+        b"".join(Header(SESSION, 0, 2, at).pack() + bytes(SEGMENT) for at in range(44)),
+    ],
+)
+def test_foreign(batch: bytes) -> None:
+    data = image(3, LAST)
+    to = assembly(data)
+    found = land(to, batch)
+    assert to.counters.foreign or found == {2: bytes(LAST)}
+    assert receive(to, stream(data, [0, 1])) == {chunk: chunk_of(data, chunk) for chunk in range(2)}
+
+
+def test_a_tick_says_how_far_it_is() -> None:
+    data = image(3, LAST)
+    to = assembly(data)
+    receive(to, datagrams(data, 0, 0))
+    assert not to.ticked
+    assert land(to, Header(SESSION, 3, TICK, 0).pack() + bytes(SEGMENT)) == {}
+    assert to.ticked
+    assert to.sequence == 3
+    assert to.counters.lost > 0
+    assert receive(to, datagrams(data, 1, 3)) == {1: chunk_of(data, 1)}
+    assert not to.ticked
+
+
+def test_memory_is_bounded() -> None:
+    """With room for two, the one that lacks most makes room; without any, chunks go by."""
+    data = image(6)
+    to = assembly(data, room=2)
+    for chunk, kept in enumerate((500, 100, 300)):
+        receive(to, datagrams(data, chunk, chunk)[:kept])
+    assert sorted(to._partials) == [0, 2]
+    to.room = 0
+    assert receive(to, datagrams(data, 5, 5)) == {}
+    assert to.incomplete <= 2
+    assert to.counters.passed_over >= 2
+    assert len(to.wanted) == 6
+
+
+def test_forgotten_while_it_is_received() -> None:
+    """A batch that was to land in a chunk that came by another way in between goes where it belongs."""
+    data = image(3, LAST)
+    to = assembly(data)
+    first = datagrams(data, 0, 0)
+    receive(to, first[:44])
+    views = to.landing()
+    batch = b"".join(datagrams(data, 1, 1)[:44])
+    to.forget(0)
+    at = 0
+    for view in views:
+        part = batch[at : at + len(view)]
+        view[: len(part)] = part
+        at += len(part)
+    assert to.landed(len(batch)) == []
+    assert receive(to, datagrams(data, 1, 1)[44:]) == {1: chunk_of(data, 1)}
+    assert 0 not in to.wanted
+
+
+@examples(40)
+@given(
+    seed=st.integers(0, 1 << 30),
+    loss=st.sampled_from([0.0, 0.001, 0.02, 0.3]),
+    repeats=st.sampled_from([0.0, 0.05]),
+    swaps=st.sampled_from([0.0, 0.05, 0.5]),
+    room=st.integers(1, 5),
+    size=st.sampled_from([SEGMENT, 8000, 32768]),
+)
+def test_whatever_the_network_does(
+    seed: int, loss: float, repeats: float, swaps: float, room: int, size: int
+) -> None:
+    """Loss, repeats, reordering and joins in the middle: every chunk that is told as whole is the image's."""
+    chance = random.Random(seed)
+    data = image(4, LAST)
+    to = assembly(data, room=room, size=size)
+    found: dict[int, bytes] = {}
+    sequence = 0
+    start = chance.randrange(100)
+    for _ in range(400):
+        chunk = chance.choice(list(to.wanted)) if chance.random() < 0.9 else chance.randrange(4)
+        sent = datagrams(data, chunk, sequence, size)[start:]
+        sequence, start = sequence + 1, 0
+        sent = [each for each in sent if chance.random() >= loss]
+        sent += [each for each in sent if chance.random() < repeats]
+        for at in range(len(sent) - 1):
+            if chance.random() < swaps:
+                other = min(at + chance.randrange(1, 50), len(sent) - 1)
+                sent[at], sent[other] = sent[other], sent[at]
+        found |= receive(to, sent, chance.choice([1, 5, 44, BATCH]))
+        assert to.incomplete <= room
+        if not to.wanted:
+            break
+    assert all(part == chunk_of(data, chunk) for chunk, part in found.items())
+    if loss < 0.1:
+        assert not to.wanted
+        assert len(found) == 4

@@ -1,0 +1,150 @@
+"""The clients as a server sees them."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from restore.multicast.carousel import SILENCE, Carousel
+from restore.multicast.chunkset import ChunkSet
+from restore.multicast.pacing import Regulator
+from restore.multicast.server.room import SLOW_FOR, Room
+from restore.multicast.session import Counts, Join, Status
+
+COUNT = 20
+MB = 1_000_000
+
+
+def room(**how: float) -> Room:
+    everything = bool(how.pop("everything", False))
+    return Room(Carousel(COUNT, everything=everything), Regulator(100 * MB), **how)  # type: ignore[arg-type]
+
+
+def join(to: Room, name: str = "a", now: float = 0.0, lacking: ChunkSet | None = None) -> str:
+    full = ChunkSet.full(COUNT) if lacking is None else lacking
+    return to.join(Join(name, ["/dev/sda"], full), "10.0.0.1", now).client
+
+
+def status(received: int = 0, lacking: ChunkSet | None = None, as_of: int = 0, passed_over: int = 0) -> Status:
+    counts = Counts(received=received, passed_over=passed_over)
+    return Status(ChunkSet.full(COUNT) if lacking is None else lacking, as_of, counts)
+
+
+def test_from_the_first_client_to_the_last() -> None:
+    here = room()
+    assert here.next(0) is None
+    assert not here.all_done
+    client = join(here)
+    assert [here.next(0) for _ in range(3)] == [(0, 0), (1, 1), (2, 2)]
+    assert here.report(client, status(received=3, lacking=ChunkSet(COUNT), as_of=3), 1.0).streaming
+    assert here.next(0) is None
+    here.leave(client, "done", 2.0)
+    (guest,) = here.left()
+    assert (guest.name, guest.address, guest.end, guest.ended, guest.counts.received) == ("a", "10.0.0.1", "done", 2.0, 3)
+    assert here.all_done
+    assert here.guests() == []
+    for call in (lambda: here.report(client, status(), 3.0), lambda: here.leave(client, "done", 3.0)):
+        with pytest.raises(KeyError):
+            call()
+
+
+def test_it_waits_for_all_to_be_there() -> None:
+    here = room(start_when=2)
+    first = join(here, "a")
+    assert here.next(0) is None
+    assert not here.report(first, status(), 1.0).streaming
+    join(here, "b")
+    assert here.report(first, status(), 1.0).streaming
+    assert here.next(0) == (0, 0)
+
+
+def test_it_does_not_wait_for_ever() -> None:
+    here = room(start_when=2, start_wait=5.0)
+    first = join(here, "a", 100.0)
+    here.look_after(104.9)
+    assert here.next(0) is None
+    here.look_after(105.0)
+    assert here.next(0) == (0, 0)
+    assert here.report(first, status(), 105.0).streaming
+
+
+def test_who_says_nothing_is_gone() -> None:
+    here = room()
+    join(here, "bench-7")
+    assert here.look_after(SILENCE) == []
+    assert here.look_after(SILENCE + 1) == ["bench-7 (10.0.0.1) says nothing any more, and counts as gone"]
+    assert here.left()[0].end == "silent"
+    assert here.next(0) is None
+
+
+def test_a_straggler_is_on_its_own() -> None:
+    here = room()
+    clients = [join(here, name) for name in ("a", "b", "slow")]
+    lines: list[str] = []
+    for second in range(1, int(2 * SLOW_FOR) + 3):
+        for client in clients:
+            rate = MB if client == clients[2] else 4 * MB
+            alone = here.report(client, status(received=rate * second), second).alone
+            assert alone == (client == clients[2] and bool(lines))
+        lines += here.look_after(second)
+    assert lines == ["slow (10.0.0.1) is slower than a third of the others: it fetches by itself now"]
+    here.carousel.leave(clients[0])
+    here.carousel.leave(clients[1])
+    assert here.next(0) is None  # what only it lacks is not sent
+
+
+def test_who_is_slow_for_a_while_only_is_not_left_alone() -> None:
+    here = room()
+    clients = [join(here, name) for name in ("a", "b", "c")]
+    for second in range(1, int(3 * SLOW_FOR)):
+        for client in clients:
+            received = 4 * MB * second
+            if client == clients[2] and second % 20 < 10:
+                received -= 4 * MB * (second % 20)
+            here.report(client, status(received=received), second)
+        assert here.look_after(second) == []
+
+
+def test_the_rate_follows_those_who_let_chunks_go_by() -> None:
+    here = room()
+    clients = [join(here, name) for name in ("a", "b", "c")]
+    assert here.regulate(100 * MB) == 100 * MB
+    for client in clients[:2]:
+        here.report(client, status(as_of=10, passed_over=5), 1.0)
+    assert here.regulate(100 * MB) == 80 * MB
+    for client in clients[:2]:
+        here.report(client, status(as_of=20, passed_over=5), 2.0)
+    assert here.regulate(80 * MB) == 85 * MB
+
+
+def test_all_of_it_round_and_round_until_nobody_is_there() -> None:
+    here = room(everything=True, loop_suspend=2)
+    sent = [here.next(0) for _ in range(5 * COUNT)]
+    assert sent[: 2 * COUNT] == [(at % COUNT, at) for at in range(2 * COUNT)]
+    assert sent[-1] is None
+    client = join(here)
+    assert all(here.next(0) is not None for _ in range(3 * COUNT))
+    here.leave(client, "done", 1.0)
+    assert [here.next(0) for _ in range(5 * COUNT)][-1] is None
+
+
+def test_who_waits_for_something_to_send_is_woken() -> None:
+    here = room()
+    found: list[object] = []
+    waiting = threading.Thread(target=lambda: found.append(here.next(30)))
+    waiting.start()
+    time.sleep(0.05)
+    join(here)
+    waiting.join(10)
+    assert found == [(0, 0)]
+    here.carousel.report(next(iter(here.carousel.members)), ChunkSet(COUNT), 1, 0)
+    while here.next(0) is not None:
+        pass
+    waiting = threading.Thread(target=lambda: found.append(here.next(30)))
+    waiting.start()
+    time.sleep(0.05)
+    here.close()
+    waiting.join(10)
+    assert found[1:] == [None]
