@@ -279,7 +279,7 @@ class Prepared:
 
 
 def mapped_extents(bmap: Bmap, *, keep_unmapped: bool) -> Iterator[Extent]:
-    """The runs of a scan's image: mapped ranges, those of zeroes as such, and what lies between, zeroes or `Unmapped`."""
+    """The runs of an image: mapped ranges, those of zeroes as such, and what lies between, zeroes or `Unmapped`."""
     gap = Unmapped if keep_unmapped else Extent
     position = length = 0
     zero = False

@@ -3,9 +3,9 @@
     landing()    where the next batch should be received: header slots and places in a chunk's buffer, in turn
     landed(n)    what came: in a stream that mostly arrives in order it lies where it belongs already
 
-One look at a batch's first and last header tells whether it landed right. Then no byte is copied and no segment is
-looked at; otherwise each is put where its header says. A middle that is out of order all the same, and whatever was
-forged, shows in the chunk's digest, which is for the caller to compare before anything is done with it.
+One comparison of all headers of a batch with what they have to be tells whether it landed right. Then no byte is
+copied and no segment is looked at; otherwise each is put where its header says. What was forged or damaged shows in the
+chunk's digest, which is for the caller to compare before anything is done with it.
 
 Pure: no socket and no clock. Memory is bounded by the number of chunks that may be incomplete.
 """
@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from restore.multicast.chunkset import ChunkSet
-from restore.multicast.layout import CHUNK, Layout
-from restore.multicast.packet import HEADER_SIZE, Header, parse, segments_of
+from restore.multicast.layout import Layout
+from restore.multicast.packet import HEADER_SIZE, Header, Headers, parse, segments_of
 
 BATCH: Final = 128  # datagrams that the kernel hands over at once, at most
 TICK: Final = 0xFFFFFFFF  # the chunk of a datagram without data: all before its sequence number has been sent
@@ -96,11 +96,13 @@ class Assembly:
         self.counters = Counters()
         self.sequence = 0
         self.ticked = False
-        self._most = segments_of(CHUNK, segment_size)
+        self._most = segments_of(max(layout.longest, 1), segment_size)
         self._partials: dict[int, _Partial] = {}
         self._header_bytes = bytearray(BATCH * HEADER_SIZE)
-        whole = memoryview(self._header_bytes)
-        self._headers = [whole[at : at + HEADER_SIZE] for at in range(0, len(whole), HEADER_SIZE)]
+        self._come = memoryview(self._header_bytes)
+        self._headers = [self._come[at : at + HEADER_SIZE] for at in range(0, len(self._come), HEADER_SIZE)]
+        self._due = Headers(session, self._most)  # what they have to be of the chunk that is being sent
+        self._due_of = (-1, -1)  # its sequence number, and it
         self._scratch = _Buffer(BATCH, segment_size)
         self._ignored = _Buffer(self._most, segment_size)  # where chunks go that are not wanted
         self._fresh = _Buffer(self._most, segment_size)
@@ -154,8 +156,7 @@ class Assembly:
             self.counters.foreign += 1
             return []
         first = parse(self._headers[0], self._session)
-        last = first if count == 1 else parse(self._headers[count - 1], self._session)
-        if first is not None and last is not None and self._as_expected(first, last, count):
+        if first is not None and self._as_expected(first, count):
             return self._take(first, count)
         return self._sort(count)
 
@@ -167,17 +168,23 @@ class Assembly:
             self._expect(None, 0)
             self._run = 0  # what is being received lands in memory of it
 
-    def _as_expected(self, first: Header, last: Header, count: int) -> bool:
+    def _as_expected(self, first: Header, count: int) -> bool:
         """Whether a batch is a run of one chunk's segments that lies where it belongs."""
-        if last.chunk != first.chunk or last.segment - first.segment != count - 1 or count > self._run:
-            return False
-        if first.segment != self._segment or last.sequence != first.sequence:
+        if count > self._run or first.segment != self._segment:
             return False
         if self._at is not None:
-            return first.chunk == self._at.chunk
-        if first.chunk >= len(self._layout) or first.chunk in self._partials:
+            if first.chunk != self._at.chunk:
+                return False
+        elif first.chunk >= len(self._layout) or first.chunk in self._partials:
             return False
-        return last.segment < self._segments(first.chunk)
+        if first.segment + count > self._segments(first.chunk):
+            return False
+        if self._due_of != (first.sequence, first.chunk):
+            self._due_of = (first.sequence, first.chunk)
+            self._due.name(*self._due_of)
+        start = first.segment * HEADER_SIZE
+        size = count * HEADER_SIZE
+        return self._come[:size] == self._due.whole[start : start + size]
 
     def _take(self, first: Header, count: int) -> list[Whole]:
         self._note(first, count)

@@ -44,7 +44,7 @@ class Carousel:
         everything: all chunks are sent round and round, whether anybody said to lack them or not.
         members: clients by what they are called.
         sequence: how many chunks were sent so far.
-        passes: how often the stream has come to the end of the image, or to the end of what was lacking.
+        passes: how often the stream has begun: with its first chunk, and whenever it went back.
     """
 
     count: int
@@ -65,6 +65,11 @@ class Carousel:
         """How many chunks are to be sent as far as is known now."""
         return len(self._needed)
 
+    @property
+    def at_end(self) -> bool:
+        """Whether the stream will begin again with the next chunk, if there is one."""
+        return self._needed.next(self._position) is None
+
     def join(self, name: str, lacking: ChunkSet, now: float) -> None:
         """There is a client more, or one begins again: what was sent before, it has not seen."""
         self.members[name] = Member(lacking, self.sequence, now)
@@ -84,7 +89,7 @@ class Carousel:
     def leave(self, name: str) -> None:
         """A client is gone, or was never there."""
         if self.members.pop(name, None) is not None:
-            self._gather()
+            self.refresh()
 
     def set_alone(self, name: str, *, alone: bool) -> None:
         """Have a client get what it lacks by itself, or from the stream again.
@@ -94,7 +99,7 @@ class Carousel:
         """
         if self.members[name].alone != alone:
             self.members[name].alone = alone
-            self._gather()
+            self.refresh()
 
     def expire(self, now: float, silence: float = SILENCE) -> list[str]:
         """Have those leave that have not spoken for so long; who they were."""
@@ -102,39 +107,28 @@ class Carousel:
         for name in gone:
             del self.members[name]
         if gone:
-            self._gather()
+            self.refresh()
         return gone
 
     def next(self) -> int | None:
         """The chunk to send now, None when nobody lacks any; it counts as sent with `sequence` as it was before."""
         chunk = self._needed.next(self._position)
         if chunk is None:
-            if self._position:
-                self.passes += 1
-                self._position = 0
-            self._gather()
+            self._position = 0
+            self.refresh()
             chunk = self._needed.next(0)
             if chunk is None:
                 return None
+        if not self._position:
+            self.passes += 1
         self._needed.discard(chunk)
         self._position = chunk + 1
         self._sent.append(chunk)
         self.sequence += 1
         return chunk
 
-    def _due(self, member: Member) -> ChunkSet:
-        """What a client lacks and is not on its way."""
-        due = member.lacking.copy()
-        due.remove_all(ChunkSet(self.count, self._since(member.as_of, self.sequence)))
-        return due
-
-    def _since(self, first: int, end: int) -> list[int]:
-        """The chunks that were sent as numbers `first` to `end` - 1, as far as that is remembered."""
-        oldest = self.sequence - len(self._sent)
-        return [self._sent[at - oldest] for at in range(max(first, oldest), end)]
-
-    def _gather(self) -> None:
-        """Find out anew what is to be sent: what was lacking may not be any more."""
+    def refresh(self) -> None:
+        """Find out anew what is to be sent: what was lacking when somebody said so may not be any more."""
         if self.everything:
             self._needed = ChunkSet(self.count, range(self._position, self.count))
             return
@@ -149,3 +143,14 @@ class Carousel:
                 due = member.lacking.copy()
                 due.remove_all(on_its_way)
                 self._needed.update(due)
+
+    def _due(self, member: Member) -> ChunkSet:
+        """What a client lacks and is not on its way."""
+        due = member.lacking.copy()
+        due.remove_all(ChunkSet(self.count, self._since(member.as_of, self.sequence)))
+        return due
+
+    def _since(self, first: int, end: int) -> list[int]:
+        """The chunks that were sent as numbers `first` to `end` - 1, as far as that is remembered."""
+        oldest = self.sequence - len(self._sent)
+        return [self._sent[at - oldest] for at in range(max(first, oldest), end)]

@@ -86,7 +86,7 @@ class ChunkSet:
         """Whether two have the same members."""
         return isinstance(other, ChunkSet) and (self.count, self._bits) == (other.count, other._bits)
 
-    __hash__ = None  # type: ignore[assignment] - it changes
+    __hash__ = None  # type: ignore[assignment]
 
     def to_text(self) -> str:
         """As a message has it: the bits, lowest first, compressed by zlib, in base64."""

@@ -98,7 +98,7 @@ def _number(least: int, most: int, what: str) -> Callable[[Any], int]:
             value = int(value)
         if type(value) is not int or not least <= value <= most:
             raise ValueError(what)
-        return value
+        return int(value)
 
     return check
 
@@ -112,10 +112,10 @@ def _truth(value: Any) -> bool:
 
 
 def _loops(value: Any) -> int:
-    value = _number(0, 1 << 31, f"0 for never, or at least {_TIMES}")(value)
-    if 0 < value < _TIMES:
+    count = _number(0, 1 << 31, f"0 for never, or at least {_TIMES}")(value)
+    if 0 < count < _TIMES:
         raise ValueError(f"0 for never, or at least {_TIMES}")
-    return value
+    return count
 
 
 _RATE: Final = _number(1, 1 << 50, "a number of bytes per second")

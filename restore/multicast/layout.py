@@ -17,13 +17,16 @@ class Layout:
 
     Attributes:
         size: bytes of all chunks.
+        longest: bytes of the longest one.
     """
 
     def __init__(self, bmap: Bmap) -> None:
         """From a manifest that `is_streamable`."""
         self._bmap = bmap
         self._ranges = array("L", (index for index in range(len(bmap)) if not is_zero(bmap, index)))
-        self.size = sum(end - start for start, end in self.spans())
+        lengths = [end - start for start, end in self.spans()]
+        self.size = sum(lengths)
+        self.longest = max(lengths, default=0)
 
     def __len__(self) -> int:
         """How many chunks there are."""

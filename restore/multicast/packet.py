@@ -12,8 +12,6 @@ from typing import Final
 
 from construct import Bytes, Const, Int8ub, Int16ub, Int32ub, Int64ub, Struct
 
-from restore.multicast.layout import CHUNK
-
 MAGIC: Final = 0x7A73
 VERSION: Final = 1
 DEFAULT_PORT: Final = 7800  # of the control API, as asr has it; the data go to the same number over UDP
@@ -83,7 +81,12 @@ def segment_size(mtu: int, *, ipv6: bool = False) -> int:
 
 
 class Headers:
-    """The headers of all datagrams of a chunk, made together: they differ in little from the last chunk's."""
+    """The headers of all datagrams of a chunk, made together: they differ in little from the last chunk's.
+
+    Attributes:
+        whole: one behind the other.
+        views: each of them.
+    """
 
     def __init__(self, session: int, segments: int) -> None:
         """Room for chunks of up to so many segments."""
@@ -91,11 +94,13 @@ class Headers:
         self._buffer = bytearray()
         for segment in range(segments):
             self._buffer += Header(session, 0, 0, segment).pack()
-        whole = memoryview(self._buffer)
-        self.views: list[memoryview] = [whole[at : at + HEADER_SIZE] for at in range(0, len(whole), HEADER_SIZE)]
+        self.whole = memoryview(self._buffer)
+        self.views: list[memoryview] = [
+            self.whole[at : at + HEADER_SIZE] for at in range(0, len(self.whole), HEADER_SIZE)
+        ]
 
     def name(self, sequence: int, chunk: int) -> None:
-        """Have `views` be the headers of this chunk."""
+        """Have them be the headers of this chunk."""
         fields = sequence.to_bytes(8, "big") + chunk.to_bytes(4, "big")
         for index, value in enumerate(fields, _SEQUENCE):
             self._buffer[index::HEADER_SIZE] = bytes((value,)) * self._segments
@@ -104,7 +109,3 @@ class Headers:
 def segments_of(length: int, size: int) -> int:
     """How many segments of `size` bytes a chunk of `length` bytes has."""
     return -(-length // size)
-
-
-MOST_SEGMENTS: Final = segments_of(CHUNK, LEAST_SEGMENT)
-"""Of one chunk."""

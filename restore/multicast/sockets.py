@@ -23,6 +23,7 @@ UDP_SEGMENT: Final = 103
 UDP_GRO: Final = 104
 SO_RCVBUFFORCE: Final = 33
 IP_MULTICAST_ALL: Final = 49
+_ANY: Final = "0.0.0.0"  # noqa: S104 - the interface is named by its index
 _SIOCGIFADDR: Final = 0x8915
 _SIOCGIFFLAGS: Final = 0x8913
 _IFF_UP: Final = 1
@@ -124,7 +125,7 @@ def sending_socket(interface: Interface, group: str, port: int, ttl: int) -> soc
     """
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
-        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, _membership("0.0.0.0", interface))
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, _membership(_ANY, interface))
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, ttl)
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
@@ -161,7 +162,7 @@ def receiving_socket(interface: Interface, group: str, port: int) -> socket.sock
 
 def _membership(group: str, interface: Interface) -> bytes:
     """A struct ip_mreqn."""
-    return socket.inet_aton(group) + socket.inet_aton("0.0.0.0") + struct.pack("@i", interface.index)
+    return socket.inet_aton(group) + socket.inet_aton(_ANY) + struct.pack("@i", interface.index)
 
 
 class BatchSender:

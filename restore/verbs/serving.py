@@ -114,7 +114,7 @@ class _Board:
     def __init__(self, running: Running, *, as_json: bool) -> None:
         self._running = running
         self._as_json = as_json
-        self._passes = -1
+        self._passes = 0
         self._told = 0
 
     def ready(self) -> None:
@@ -132,9 +132,9 @@ class _Board:
         running = self._running
         while not running.failed.is_set():
             carousel = running.room.carousel
-            if carousel.sequence and carousel.passes > self._passes:
+            if carousel.passes > self._passes:
                 self._passes = carousel.passes
-                self._say(f"Starting stream {time.ctime()}", "stream", loop=self._passes + 1)
+                self._say(f"Starting stream {time.ctime()}", "stream", loop=self._passes)
             self._tell_ended()
             if once and running.room.all_done:
                 return 0

@@ -1,8 +1,8 @@
 """Takes what is wanted of a stream, until nothing is; tells the server how far it is; and fetches what does not come.
 
-    socket ──▶ Assembly ──whole──▶ digest compared ──right──▶ Shelf ──▶ targets
-                  ▲                      │ wrong: wanted again
-                  └──────────────────────┘
+socket ──▶ Assembly ──whole──▶ digest compared ──right──▶ Shelf ──▶ targets
+              ▲                      │ wrong: wanted again
+              └──────────────────────┘
 """
 
 from __future__ import annotations

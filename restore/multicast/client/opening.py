@@ -33,7 +33,9 @@ def open_stream(place: str, options: argparse.Namespace, report: Report) -> Imag
     try:
         session = server.session()
         if address.image and address.image != session.image:
-            raise Refused(f"{place}: the server streams {session.image}, not {address.image}: say {_place(address, session)}")
+            raise Refused(
+                f"{place}: the server streams {session.image}, not {address.image}: say {_place(address, session)}"
+            )
         bmap = _manifest(server, session, options.verify_signature, report)
         layout = Layout(bmap)
         if (len(layout), bmap.image_size) != (session.chunks, session.size):

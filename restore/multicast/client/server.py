@@ -21,7 +21,9 @@ from restore.multicast.packet import DEFAULT_PORT
 
 SCHEME: Final = "asr://"
 _CONNECT: Final = 10.0  # seconds
-_ADDRESS: Final = re.compile(r"asr://(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^/:@\[\]]+))(?::(?P<port>\d{1,5}))?(?:/(?P<image>.*))?")
+_ADDRESS: Final = re.compile(
+    r"asr://(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^/:@\[\]]+))(?::(?P<port>\d{1,5}))?(?:/(?P<image>.*))?"
+)
 
 
 class ServerGone(RestoreError):
@@ -55,7 +57,9 @@ class Address:
         """
         match = _ADDRESS.fullmatch(text)
         if match is None or (match["port"] is not None and not 0 < int(match["port"]) < 1 << 16):
-            raise Refused(f"{text} is no multicast source; it has to be asr://HOST, asr://HOST:PORT or asr://HOST/IMAGE")
+            raise Refused(
+                f"{text} is no multicast source; it has to be asr://HOST, asr://HOST:PORT or asr://HOST/IMAGE"
+            )
         port = DEFAULT_PORT if match["port"] is None else int(match["port"])
         return cls(match["v6"] or match["host"], port, unquote(match["image"] or ""))
 

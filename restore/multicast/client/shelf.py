@@ -41,8 +41,7 @@ class Place:
             if not self._items and self._shelf.failure is None:
                 self._shelf.changed.wait(patience)
             if self._items:
-                item = self._items.popleft()
-                return item
+                return self._items.popleft()
             if self._shelf.failure is not None:
                 raise self._shelf.failure
             return None

@@ -61,7 +61,9 @@ class Guest:
         if len(self._history) < 2:
             return 0.0
         last, counts = self._history[-1]
-        first, before = next(entry for entry in self._history if last - entry[0] <= window or entry is self._history[-2])
+        first, before = next(
+            entry for entry in self._history if last - entry[0] <= window or entry is self._history[-2]
+        )
         return (counts.received - before.received) / max(last - first, 0.001)
 
     def loss(self) -> float:
@@ -92,8 +94,7 @@ class Room:
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _started: bool = False
     _first: float | None = None  # when the first client came
-    _lonely_passes: int = 0
-    _last_pass: int = 0
+    _last_pass: int = 0  # that anybody was there in
     _closed: bool = False
 
     # --- What clients do ---
@@ -104,7 +105,6 @@ class Room:
         with self._changed:
             self._guests[guest.id] = guest
             self._first = now if self._first is None else self._first
-            self._lonely_passes = 0
             guest._sequence = self.carousel.sequence
             self.carousel.join(guest.id, join.lacking, now)
             self._start_if_due(now)
@@ -170,6 +170,7 @@ class Room:
                 guest.end, guest.ended = "silent", now
                 self._left.append(guest)
                 lines.append(f"{guest.name} ({guest.address}) says nothing any more, and counts as gone")
+            self.carousel.refresh()
             self._start_if_due(now)
             rates = {guest.id: guest.rate(SLOW_FOR) for guest in self._guests.values() if guest.lacking}
             middle = median(rates.values()) if len(rates) > 1 else 0.0
@@ -213,10 +214,10 @@ class Room:
         if self._closed or not (self._started or self.carousel.everything):
             return None
         carousel = self.carousel
-        if carousel.passes != self._last_pass:
+        if self._guests:
             self._last_pass = carousel.passes
-            self._lonely_passes = 0 if self._guests else self._lonely_passes + 1
-        if carousel.everything and self.loop_suspend and self._lonely_passes >= self.loop_suspend:
+        lonely = carousel.passes - self._last_pass
+        if carousel.everything and carousel.at_end and 0 < self.loop_suspend <= lonely:
             return None
         sequence = carousel.sequence
         chunk = carousel.next()

@@ -114,9 +114,11 @@ async def serving(
     failed = asyncio.Event()
     with closing(sending_socket(interface, group, config.port, config.ttl)) as sock:
         batches = BatchSender(sock, HEADER_SIZE + size)
-        sender = Sender(
-            room, chunks, session.id, size, batches, Pace(limit), lambda: loop.call_soon_threadsafe(failed.set)
-        )
+
+        def ended() -> None:
+            loop.call_soon_threadsafe(failed.set)
+
+        sender = Sender(room, chunks, session.id, size, batches, Pace(limit), ended)
         control = ControlServer(Served(session, manifest.data, manifest.signature, chunks, room))
         try:
             sockets = listen_tcp(settings.listen or "0.0.0.0", config.port)  # noqa: S104 - it is for the room

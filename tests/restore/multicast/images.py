@@ -21,22 +21,22 @@ def image(chunks: int, last: int = CHUNK, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes((chunks - 1) * CHUNK + last)
 
 
-def manifest(data: bytes) -> Bmap:
-    """Of an image that is all mapped."""
+def manifest(data: bytes, unit: int = CHUNK) -> Bmap:
+    """Of an image that is all mapped, by ranges of so many bytes."""
     found = Bmap(len(data))
-    for start in range(0, len(data), CHUNK):
-        part = data[start : start + CHUNK]
+    for start in range(0, len(data), unit):
+        part = data[start : start + unit]
         found.append(start // BLOCK, (start + len(part) - 1) // BLOCK, bytes(32), blake3(part).digest())
     return found
 
 
-def layout(data: bytes) -> Layout:
-    return Layout(manifest(data))
+def layout(data: bytes, unit: int = CHUNK) -> Layout:
+    return Layout(manifest(data, unit))
 
 
-def datagrams(data: bytes, chunk: int, sequence: int, size: int = SEGMENT) -> list[bytes]:
-    """Those of one chunk, in order."""
-    part = data[chunk * CHUNK : (chunk + 1) * CHUNK]
+def datagrams(data: bytes, chunk: int, sequence: int, size: int = SEGMENT, unit: int = CHUNK) -> list[bytes]:
+    """Those of one chunk of so many bytes, in order."""
+    part = data[chunk * unit : (chunk + 1) * unit]
     count = segments_of(len(part), size)
     headers = Headers(SESSION, count)
     headers.name(sequence, chunk)

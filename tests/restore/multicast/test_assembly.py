@@ -18,6 +18,7 @@ from tests.restore.multicast.images import SEGMENT, SESSION, datagrams, image, l
 from tests.support import examples
 
 LAST = 5000
+UNIT = 64 << 10  # bytes of a chunk, where many are sent
 
 
 def assembly(data: bytes, room: int = 8, wanted: Iterable[int] | None = None, size: int = SEGMENT) -> Assembly:
@@ -69,20 +70,20 @@ def test_in_order(most: int) -> None:
     assert (to.counters.lost, to.counters.duplicates, to.counters.foreign, to.sequence) == (0, 0, 0, 3)
 
 
-def test_nothing_is_copied_where_all_is_in_order() -> None:
+def test_nothing_is_copied_where_all_is_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hot path: a batch that lies where it belongs is not sorted."""
     data = image(3, LAST)
     to = assembly(data)
-    to._sort = None  # type: ignore[assignment, method-assign] - it would fail
+    monkeypatch.setattr(to, "_sort", None)  # it would fail
     for chunk in range(3):
         receive(to, datagrams(data, chunk, chunk))
     assert not to.wanted
 
 
-def test_what_is_not_wanted_costs_nothing() -> None:
+def test_what_is_not_wanted_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     data = image(3, LAST)
     to = assembly(data, wanted=[2])
-    to._sort = None  # type: ignore[assignment, method-assign] - it would fail
+    monkeypatch.setattr(to, "_sort", None)  # it would fail
     found: dict[int, bytes] = {}
     for chunk in range(3):
         found |= receive(to, datagrams(data, chunk, chunk))
@@ -209,40 +210,33 @@ def test_forgotten_while_it_is_received() -> None:
     assert 0 not in to.wanted
 
 
-@examples(40)
+@examples(100)
 @given(
     seed=st.integers(0, 1 << 30),
-    loss=st.sampled_from([0.0, 0.001, 0.02, 0.3]),
+    loss=st.sampled_from([0.0, 0.01, 0.1, 0.3]),
     repeats=st.sampled_from([0.0, 0.05]),
     swaps=st.sampled_from([0.0, 0.05, 0.5]),
     room=st.integers(1, 5),
     size=st.sampled_from([SEGMENT, 8000, 32768]),
 )
-def test_whatever_the_network_does(
-    seed: int, loss: float, repeats: float, swaps: float, room: int, size: int
-) -> None:
+def test_whatever_the_network_does(seed: int, loss: float, repeats: float, swaps: float, room: int, size: int) -> None:
     """Loss, repeats, reordering and joins in the middle: every chunk that is told as whole is the image's."""
     chance = random.Random(seed)
-    data = image(4, LAST)
-    to = assembly(data, room=room, size=size)
+    data = image(1, 3 * UNIT + LAST)
+    to = Assembly(layout(data, UNIT), size, SESSION, ChunkSet.full(4), room)
     found: dict[int, bytes] = {}
     sequence = 0
-    start = chance.randrange(100)
-    for _ in range(400):
+    start = chance.randrange(10)
+    while to.wanted and sequence < 200:
         chunk = chance.choice(list(to.wanted)) if chance.random() < 0.9 else chance.randrange(4)
-        sent = datagrams(data, chunk, sequence, size)[start:]
+        sent = datagrams(data, chunk, sequence, size, UNIT)[start:]
         sequence, start = sequence + 1, 0
         sent = [each for each in sent if chance.random() >= loss]
         sent += [each for each in sent if chance.random() < repeats]
         for at in range(len(sent) - 1):
             if chance.random() < swaps:
-                other = min(at + chance.randrange(1, 50), len(sent) - 1)
+                other = min(at + chance.randrange(1, 20), len(sent) - 1)
                 sent[at], sent[other] = sent[other], sent[at]
         found |= receive(to, sent, chance.choice([1, 5, 44, BATCH]))
         assert to.incomplete <= room
-        if not to.wanted:
-            break
-    assert all(part == chunk_of(data, chunk) for chunk, part in found.items())
-    if loss < 0.1:
-        assert not to.wanted
-        assert len(found) == 4
+    assert found == {chunk: data[chunk * UNIT : (chunk + 1) * UNIT] for chunk in range(4)}

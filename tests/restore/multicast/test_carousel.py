@@ -42,13 +42,22 @@ def test_one_client_gets_all_of_it_once() -> None:
     assert carousel.sequence == COUNT
 
 
+def test_what_somebody_has_from_elsewhere_is_not_sent() -> None:
+    carousel = Carousel(COUNT)
+    carousel.join("a", ChunkSet.full(COUNT), 0)
+    assert sent(carousel, 2) == [0, 1]
+    carousel.report("a", lacking(8), 2, 1)
+    carousel.refresh()
+    assert sent(carousel) == [8]
+
+
 def test_a_late_comer_gets_what_comes_next_and_then_the_rest() -> None:
     carousel = Carousel(COUNT)
     carousel.join("a", ChunkSet.full(COUNT), 0)
     assert sent(carousel, 4) == [0, 1, 2, 3]
     carousel.join("b", ChunkSet.full(COUNT), 0)
     assert sent(carousel) == [4, 5, 6, 7, 8, 9, 0, 1, 2, 3]
-    assert carousel.passes == 1
+    assert carousel.passes == 2
 
 
 def test_what_is_on_its_way_is_not_sent_again() -> None:
@@ -109,7 +118,7 @@ def test_everything_round_and_round() -> None:
     assert sent(carousel, 5) == [0, 1, 2, 0, 1]
     carousel.leave("a")
     assert sent(carousel, 3) == [2, 0, 1]
-    assert carousel.passes == 2
+    assert carousel.passes == 3
 
 
 def test_a_report_from_the_future_is_not_believed() -> None:

@@ -109,7 +109,8 @@ def test_a_key_that_there_is_not(tmp_path: Path) -> None:
         (plistlib.dumps([1]), "its top is not a dictionary"),
         (bytes((1 << 20) + 1), "it has more than 1 MiB"),
         (
-            b'<!DOCTYPE plist [<!ENTITY a "b">]><plist version="1.0"><dict><key>Port</key><string>&a;</string></dict></plist>',
+            b'<!DOCTYPE plist [<!ENTITY a "b">]><plist version="1.0"><dict><key>Port</key><string>&a;</string></dict>'
+            b"</plist>",
             "is no property list",
         ),
     ],

@@ -39,10 +39,17 @@ def test_from_the_first_client_to_the_last() -> None:
     client = join(here)
     assert [here.next(0) for _ in range(3)] == [(0, 0), (1, 1), (2, 2)]
     assert here.report(client, status(received=3, lacking=ChunkSet(COUNT), as_of=3), 1.0).streaming
+    here.look_after(1.0)  # what it had from elsewhere is not sent
     assert here.next(0) is None
     here.leave(client, "done", 2.0)
     (guest,) = here.left()
-    assert (guest.name, guest.address, guest.end, guest.ended, guest.counts.received) == ("a", "10.0.0.1", "done", 2.0, 3)
+    assert (guest.name, guest.address, guest.end, guest.ended, guest.counts.received) == (
+        "a",
+        "10.0.0.1",
+        "done",
+        2.0,
+        3,
+    )
     assert here.all_done
     assert here.guests() == []
     for call in (lambda: here.report(client, status(), 3.0), lambda: here.leave(client, "done", 3.0)):
