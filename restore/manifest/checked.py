@@ -37,6 +37,9 @@ class Prepared:
     """A `Source` that is its scan's mapped ranges; what lies between them reads as zeroes.
 
     With `keep_unmapped` what lies between is `Unmapped` instead.
+
+    Attributes:
+        source: the image as it is read, unchecked.
     """
 
     checked: Final = True
@@ -65,7 +68,7 @@ class Prepared:
         self.sequential = source.sequential
         self.keep_unmapped = keep_unmapped
         self.bmap = bmap
-        self._source = source
+        self.source = source
         threads = threads or len(os.sched_getaffinity(0))
         # What is decoded from the start is read in its order, by who reads.
         self._pool = None if source.sequential else ThreadPoolExecutor(threads, thread_name_prefix="check")
@@ -131,22 +134,22 @@ class Prepared:
             with self._long_lock:
                 self._long.pop(index, None)
             index += 1
-        if first < index and isinstance(self._source, Forgetful):
+        if first < index and isinstance(self.source, Forgetful):
             start = self.bmap.span(first)[0]
-            self._source.forget(start, self.bmap.span(index - 1)[1] - start)
+            self.source.forget(start, self.bmap.span(index - 1)[1] - start)
 
     def reader(self) -> Self:
         """Reads and checks for itself."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
-        other._source = self._source.reader()
+        other.source = self.source.reader()
         other._original = False
         other._begin()
         return other
 
     def check_unchanged(self) -> None:
         """As the source tells."""
-        self._source.check_unchanged()
+        self.source.check_unchanged()
 
     def close(self) -> None:
         """Stop checking, and close the source."""
@@ -158,7 +161,7 @@ class Prepared:
             check.exception()  # it uses the source, and matters to nobody any more
         if self._original and self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-        self._source.close()
+        self.source.close()
 
     def _checked(self, index: int, low: int, high: int) -> Payload:
         """Bytes within one range."""
@@ -201,10 +204,10 @@ class Prepared:
         """A whole range, which is what was scanned."""
         found = self.bmap[index]
         length = found.end - found.start
-        data = self._source.payload(found.start, length)
+        data = self.source.payload(found.start, length)
         if not self._matches(found, data):
             self._forget(found)
-            data = self._source.payload(found.start, length)
+            data = self.source.payload(found.start, length)
             if not self._matches(found, data):
                 raise self._damaged(found)
             self._notify(
@@ -213,7 +216,7 @@ class Prepared:
         return data
 
     def _checked_long(self, index: int, low: int, high: int) -> Payload:
-        data = self._source.payload(low, high - low)
+        data = self.source.payload(low, high - low)
         with self._long_lock:
             long = self._long.get(index)
             if long is None:
@@ -225,7 +228,7 @@ class Prepared:
                     add_to(long.digest, _behind(data, at - low), high - at, self.name)
                 else:  # it was passed over
                     until = min(low, at + UNIT)
-                    add_to(long.digest, self._source.payload(at, until - at), until - at, self.name)
+                    add_to(long.digest, self.source.payload(at, until - at), until - at, self.name)
                 long.position = until
             if long.digest is not None and long.position == long.found.end:
                 if long.digest.digest() != _expected(long.found):
@@ -248,7 +251,7 @@ class Prepared:
         digest = self._digest(found)
         for at in range(found.start, found.end, UNIT):
             length = min(UNIT, found.end - at)
-            add_to(digest, self._source.payload(at, length), length, self.name)
+            add_to(digest, self.source.payload(at, length), length, self.name)
         if digest.digest() != _expected(found):
             return self._damaged(found)
         return SourceError(
@@ -257,11 +260,11 @@ class Prepared:
         )
 
     def _forget(self, found: Range) -> None:
-        if not isinstance(self._source, Forgetful):
+        if not isinstance(self.source, Forgetful):
             raise SourceError(
                 f"the source or the transfer was at fault: {_where(found)} of {self.name} does not match its scan"
             )
-        self._source.forget(found.start, found.end - found.start)
+        self.source.forget(found.start, found.end - found.start)
 
     def _damaged(self, found: Range) -> SourceError:
         return SourceError(

@@ -12,6 +12,8 @@ Pure: no socket and no clock. Memory is bounded by the number of chunks that may
 
 from __future__ import annotations
 
+import sys
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -21,6 +23,8 @@ from restore.multicast.layout import Layout
 from restore.multicast.packet import HEADER_SIZE, Header, Headers, parse, segments_of
 
 BATCH: Final = 128  # datagrams that the kernel hands over at once, at most
+BATCH_BYTES: Final = 1 << 16  # the same in bytes
+_LOOKED_AT: Final = 8  # buffers, for one that is free, before another one is made
 TICK: Final = 0xFFFFFFFF  # the chunk of a datagram without data: all before its sequence number has been sent
 
 
@@ -57,11 +61,43 @@ class Counters:
 
 
 class _Buffer:
-    """Memory of a chunk, and where each of its segments goes."""
+    """Memory of a chunk, and where each of its segments goes; it is used again when nobody looks at it any more."""
 
     def __init__(self, segments: int, size: int) -> None:
-        self.memory = memoryview(bytearray(segments * size))
-        self.places = [self.memory[at : at + size] for at in range(0, segments * size, size)]
+        self._memory = bytearray(segments * size)
+        whole = memoryview(self._memory)
+        self.places = [whole[at : at + size] for at in range(0, segments * size, size)]
+        self._alone = sys.getrefcount(self._memory)
+
+    def lend(self, length: int) -> memoryview:
+        """The start of it, which stays as it is for as long as that is held."""
+        return memoryview(self._memory)[:length]
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody holds what was lent of it."""
+        return sys.getrefcount(self._memory) <= self._alone
+
+
+class _Pool:
+    """Buffers of one size."""
+
+    def __init__(self, segments: int, size: int) -> None:
+        self._size = segments, size
+        self._lent: deque[_Buffer] = deque()
+
+    def take(self) -> _Buffer:
+        """One that nobody looks at, another one if need be."""
+        for _ in range(min(len(self._lent), _LOOKED_AT)):
+            buffer = self._lent.popleft()
+            if buffer.is_free:
+                return buffer
+            self._lent.append(buffer)
+        return _Buffer(*self._size)
+
+    def put(self, buffer: _Buffer) -> None:
+        """It may be used again when what was lent of it is let go."""
+        self._lent.append(buffer)
 
 
 @dataclass(slots=True)
@@ -79,6 +115,7 @@ class Assembly:
     """Puts the chunks of one session together.
 
     Attributes:
+        batch: datagrams that one `landing` has room for.
         wanted: chunks that are neither whole nor given up; the caller adds one again whose digest is wrong.
         counters: what came.
         room: how many chunks may be incomplete at once.
@@ -96,16 +133,18 @@ class Assembly:
         self.counters = Counters()
         self.sequence = 0
         self.ticked = False
+        self.batch = min(BATCH, BATCH_BYTES // self.datagram_size + 1)
         self._most = segments_of(max(layout.longest, 1), segment_size)
         self._partials: dict[int, _Partial] = {}
-        self._header_bytes = bytearray(BATCH * HEADER_SIZE)
-        self._come = memoryview(self._header_bytes)
-        self._headers = [self._come[at : at + HEADER_SIZE] for at in range(0, len(self._come), HEADER_SIZE)]
+        self._header_bytes = bytearray(self.batch * HEADER_SIZE)
+        whole = memoryview(self._header_bytes)
+        self._headers = [whole[at : at + HEADER_SIZE] for at in range(0, len(whole), HEADER_SIZE)]
         self._due = Headers(session, self._most)  # what they have to be of the chunk that is being sent
         self._due_of = (-1, -1)  # its sequence number, and it
-        self._scratch = _Buffer(BATCH, segment_size)
+        self._pool = _Pool(self._most, segment_size)
+        self._scratch = _Buffer(self.batch, segment_size)
         self._ignored = _Buffer(self._most, segment_size)  # where chunks go that are not wanted
-        self._fresh = _Buffer(self._most, segment_size)
+        self._fresh = self._pool.take()
         self._landing: list[memoryview] = []
         self._places: list[memoryview] = []
         self._at: _Partial | None = None  # the chunk that is expected to go on, None for one that begins
@@ -129,18 +168,18 @@ class Assembly:
         """Where to receive the next batch; the same list as before, with other contents."""
         at, segment = self._at, self._segment
         if at is None:
-            places = self._fresh.places[:BATCH]
+            places = self._fresh.places[: self.batch]
             self._run = len(places)
         else:
-            end = min(at.segments, segment + BATCH)
+            end = min(at.segments, segment + self.batch)
             taken = at.have.find(1, segment, end)
             end = end if taken < 0 else taken
             places = at.buffer.places[segment:end]
             self._run = end - segment
             if end == at.segments and at.buffer is not self._ignored:
-                places += self._fresh.places[: BATCH - len(places)]
-        if len(places) < BATCH:
-            places += self._scratch.places[: BATCH - len(places)]
+                places += self._fresh.places[: self.batch - len(places)]
+        if len(places) < self.batch:
+            places += self._scratch.places[: self.batch - len(places)]
         self._places = places
         if not self._landing:
             self._landing = [place for pair in zip(self._headers, places, strict=True) for place in pair]
@@ -152,7 +191,7 @@ class Assembly:
         """A batch of so many bytes was received where `landing` said; the chunks that have become whole by it."""
         self.ticked = False
         count, rest = divmod(received, self.datagram_size)
-        if rest or not 0 < count <= BATCH:
+        if rest or not 0 < count <= self.batch:
             self.counters.foreign += 1
             return []
         first = parse(self._headers[0], self._session)
@@ -184,7 +223,7 @@ class Assembly:
             self._due.name(*self._due_of)
         start = first.segment * HEADER_SIZE
         size = count * HEADER_SIZE
-        return self._come[:size] == self._due.whole[start : start + size]
+        return self._header_bytes[:size] == self._due.whole[start : start + size]
 
     def _take(self, first: Header, count: int) -> list[Whole]:
         self._note(first, count)
@@ -252,9 +291,9 @@ class Assembly:
             self.counters.passed_over += 1
             return None
         if buffer is None:
-            buffer = _Buffer(self._most, self._size)
+            buffer = self._pool.take()
         else:
-            self._fresh = _Buffer(self._most, self._size)
+            self._fresh = self._pool.take()
         segments = self._segments(chunk)
         partial = self._partials[chunk] = _Partial(chunk, segments, buffer, segments, bytearray(segments))
         return partial
@@ -264,14 +303,16 @@ class Assembly:
         most = max(self._partials.values(), key=lambda partial: partial.missing, default=None)
         if most is None or most is self._at:
             return False
-        del self._partials[most.chunk]
+        self._pool.put(self._partials.pop(most.chunk).buffer)
         self.counters.passed_over += 1
         return True
 
     def _complete(self, partial: _Partial) -> Whole:
         self._partials.pop(partial.chunk, None)
         self.wanted.discard(partial.chunk)
-        return Whole(partial.chunk, partial.buffer.memory[: self._layout.length(partial.chunk)])
+        whole = Whole(partial.chunk, partial.buffer.lend(self._layout.length(partial.chunk)))
+        self._pool.put(partial.buffer)
+        return whole
 
     def _segments(self, chunk: int) -> int:
         return segments_of(self._layout.length(chunk), self._size)

@@ -91,19 +91,15 @@ class Headers:
     def __init__(self, session: int, segments: int) -> None:
         """Room for chunks of up to so many segments."""
         self._segments = segments
-        self._buffer = bytearray()
-        for segment in range(segments):
-            self._buffer += Header(session, 0, 0, segment).pack()
-        self.whole = memoryview(self._buffer)
-        self.views: list[memoryview] = [
-            self.whole[at : at + HEADER_SIZE] for at in range(0, len(self.whole), HEADER_SIZE)
-        ]
+        self.whole = bytearray().join(Header(session, 0, 0, segment).pack() for segment in range(segments))
+        view = memoryview(self.whole)
+        self.views = [view[at : at + HEADER_SIZE] for at in range(0, len(view), HEADER_SIZE)]
 
     def name(self, sequence: int, chunk: int) -> None:
         """Have them be the headers of this chunk."""
         fields = sequence.to_bytes(8, "big") + chunk.to_bytes(4, "big")
         for index, value in enumerate(fields, _SEQUENCE):
-            self._buffer[index::HEADER_SIZE] = bytes((value,)) * self._segments
+            self.whole[index::HEADER_SIZE] = bytes((value,)) * self._segments
 
 
 def segments_of(length: int, size: int) -> int:

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from restore.errors import RestoreError
+from restore.manifest.checked import Prepared
 from restore.multicast import config as configuration
 from restore.multicast.server import manifest as manifests
 from restore.multicast.server.serving import Running, ServerSettings, serving
@@ -40,6 +41,8 @@ async def serve(options: argparse.Namespace, report: Report) -> int:
         if source.sequential:  # and a stream needs it in any order
             directory = stack.enter_context(TemporaryDirectory(prefix="asr-"))
             source = stack.enter_context(closing(await _spilled(source, Path(directory), report)))
+        if isinstance(source, Prepared):  # chunks are checked as they are sent
+            source = source.source
         manifest = await _manifest(source, image.path, options.source, report)
         settings = ServerSettings(
             interface=options.interface,

@@ -151,6 +151,7 @@ class Intake:
         self._judges.shutdown(cancel_futures=True)
         if self._directions is not None:
             with suppress(ServerGone):
+                self._server.report(self._directions.client, self._status())  # the last counts
                 self._server.leave(self._directions.client, end)
 
     # --- Threads ---

@@ -41,6 +41,7 @@ def receive(to: Assembly, stream: Iterable[bytes], most: int = 44) -> dict[int, 
     """Datagrams by batches of up to so many."""
     found: dict[int, bytes] = {}
     batch: list[bytes] = []
+    most = min(most, to.batch)
     for datagram in stream:
         batch.append(datagram)
         if len(batch) == most:
