@@ -14,7 +14,7 @@ readonly PACKAGES_TEST=(
   fdisk gdisk parted util-linux mount fuse3
   dosfstools mtools e2fsprogs xfsprogs btrfs-progs ntfs-3g exfatprogs
   squashfs-tools genisoimage cryptsetup-bin lvm2 dmsetup mdadm
-  iproute2 procps openssl openssh-client gddrescue
+  iproute2 nftables ethtool procps openssl openssh-client gddrescue
   rsync acl attr
   partclone 7zip dmg2img
   bzip2 lz4 pbzip2 pigz tabix xz-utils zstd

@@ -150,6 +150,7 @@ class Assembly:
         self._at: _Partial | None = None  # the chunk that is expected to go on, None for one that begins
         self._segment = 0  # of it, that is expected next
         self._run = 0  # segments of it that may land where they belong
+        self._passed = -1  # the number of the chunk that was passed over last
         self._joined = False
         self._sending: int | None = None  # the chunk that `sequence` is the number of, as far as that is known
         self._seen = 0  # segments of it that came
@@ -288,7 +289,9 @@ class Assembly:
         if chunk not in self.wanted:
             return None
         if len(self._partials) >= self.room and not self._evict():
-            self.counters.passed_over += 1
+            if self._passed != self.sequence:
+                self.counters.passed_over += 1
+            self._passed = self.sequence
             return None
         if buffer is None:
             buffer = self._pool.take()
@@ -304,7 +307,6 @@ class Assembly:
         if most is None or most is self._at:
             return False
         self._pool.put(self._partials.pop(most.chunk).buffer)
-        self.counters.passed_over += 1
         return True
 
     def _complete(self, partial: _Partial) -> Whole:

@@ -80,13 +80,14 @@ class Intake:
         self._counts = Counts()
         self._progress: dict[object, tuple[int, int]] = {}  # of each target
         self._judging = 0
+        self._targets = self._targets_done = 0
         self._judges = ThreadPoolExecutor(_JUDGES, thread_name_prefix="judge")
         self._threads: list[threading.Thread] = []
         self._directions: Directions | None = None
         self._closing = threading.Event()
         self._hurry = threading.Event()
         self._moved = time.monotonic()  # when anything came last
-        self._arrived: float | None = None  # when a datagram came last
+        self._arrived = 0.0  # when a datagram came last, or could have come first
         self._reported = -1  # sequence number that the last report was as of
         self._told = False  # that nothing arrives
 
@@ -99,13 +100,13 @@ class Intake:
         """
         place = self._shelf.join(wanted)
         with self._lock:
+            self._targets += 1
             self._assembly.wanted.update(wanted)
             if self._threads:
                 self._hurry.set()
                 return place
-            self._moved = time.monotonic()
-            sock = receiving_socket(self._interface, self._session.group, self._session.port)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, int(_LOOK * 1e6)))
+            self._moved = self._arrived = time.monotonic()
+            sock = self._open()
             try:
                 self._directions = self._join()
             except BaseException:
@@ -137,13 +138,19 @@ class Intake:
         start, end = self._layout.span(chunk)
         raise SourceError(f"{self._server.base}: bytes {start} to {end - 1} of the image do not match its manifest")
 
+    def finished(self) -> None:
+        """One of the targets has all of it, and is right."""
+        with self._lock:
+            self._targets_done += 1
+
     def progressed(self, who: object, restored: int, verified: int) -> None:
         """One of the targets has so many bytes, and compared so many of them."""
         with self._lock:
             self._progress[who] = (restored, verified)
 
-    def close(self, end: str) -> None:
+    def close(self) -> None:
         """Take no more, and tell the server how it has ended."""
+        end = "done" if self._targets_done == self._targets else "failed"
         self._closing.set()
         self._hurry.set()
         for thread in self._threads:
@@ -163,30 +170,44 @@ class Intake:
             self._shelf.fail(error)
 
     def _receive(self, sock: socket.socket) -> None:
-        with sock:
-            while not self._closing.is_set():
-                with self._lock:
-                    landing = self._assembly.landing()
-                try:
-                    received, _, flags, _ = sock.recvmsg_into(landing)
-                except BlockingIOError:
-                    self._check_patience()
-                    continue
-                now = time.monotonic()
-                with self._lock:
-                    assembly = self._assembly
-                    assembly.room = min(PARTIAL, self._shelf.free - self._judging)
-                    segments = assembly.counters.segments
-                    whole = assembly.landed(0 if flags & socket.MSG_TRUNC else received)
-                    ticked = assembly.ticked
-                    self._judging += len(whole)
-                if assembly.counters.segments > segments or ticked:
-                    self._arrived = now
-                if ticked and assembly.wanted and assembly.sequence != self._reported:
-                    self._hurry.set()  # what was sent and did not come can be sent again at once
-                for each in whole:
-                    self._moved = now
-                    self._judges.submit(self._judge, each)
+        while not self._closing.is_set():
+            session = self._session
+            with sock:
+                while not self._closing.is_set() and session is self._session:
+                    self._receive_batch(sock)
+            if not self._closing.is_set():  # the server is another run of it
+                sock = self._open()
+        sock.close()
+
+    def _receive_batch(self, sock: socket.socket) -> None:
+        with self._lock:
+            assembly = self._assembly
+            landing = assembly.landing()
+        try:
+            received, _, flags, _ = sock.recvmsg_into(landing)
+        except BlockingIOError:
+            self._check_patience()
+            return
+        now = time.monotonic()
+        with self._lock:
+            assembly.room = min(PARTIAL, self._shelf.free - self._judging)
+            segments = assembly.counters.segments
+            whole = assembly.landed(0 if flags & socket.MSG_TRUNC else received)
+            self._judging += len(whole)
+            came, ticked = assembly.counters.segments > segments, assembly.ticked
+            late = ticked and bool(assembly.wanted) and assembly.sequence != self._reported
+        if came or ticked:
+            self._arrived = now
+        if late:
+            self._hurry.set()  # what was sent and did not come can be sent again at once
+        for each in whole:
+            self._moved = now
+            self._judges.submit(self._judge, each)
+
+    def _open(self) -> socket.socket:
+        sock = receiving_socket(self._interface, self._session.group, self._session.port)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, int(_LOOK * 1e6)))
+        return sock
 
     def _judge(self, whole: Whole) -> None:
         right = self._is_right(whole.chunk, whole.data)
@@ -255,7 +276,7 @@ class Intake:
             return True
         if not directions.streaming or not self._assembly.wanted:
             return False
-        silent = time.monotonic() - (self._arrived or self._moved) > SILENCE
+        silent = time.monotonic() - self._arrived > SILENCE
         if silent and not self._told:
             self._told = True
             self._settings.notify(
@@ -305,7 +326,7 @@ class Intake:
     def _check_patience(self) -> None:
         limit = self._settings.timeout
         if limit and self._assembly.wanted and self._shelf.free and time.monotonic() - self._moved > limit:
-            self._shelf.fail(SourceError(f"{self._server.base}: no data have come for {limit:g} seconds"))
+            self._shelf.fail(ServerGone(f"{self._server.base}: no data have come for {limit:g} seconds"))
 
     def _is_right(self, chunk: int, data: memoryview) -> bool:
         return len(data) == self._layout.length(chunk) and blake3(data).digest() == self._layout.digest(chunk)

@@ -54,7 +54,7 @@ class MulticastSource:
         self._held: dict[int, memoryview] = {}  # chunks at hand
         self._first: dict[int, memoryview] = {}  # those of the first MiB, which is written last
         self._place: Place | None = None
-        self._ended_well = False
+        self._all_came = self._well = False
 
     @property
     def least_size(self) -> int:
@@ -134,7 +134,7 @@ class MulticastSource:
                 yield item
                 for chunk in self._chunks(item.offset, item.length):
                     self._held.pop(chunk, None)
-        self._ended_well = True
+        self._all_came = True
 
     def progressed(self, restored: int, verified: int) -> None:
         """The server is told with the next report."""
@@ -149,15 +149,18 @@ class MulticastSource:
         return other
 
     def check_unchanged(self) -> None:
-        """Every chunk is what the manifest says, whatever becomes of the server's image."""
+        """Every chunk is what the manifest says, whatever becomes of the server's image; asked when all is well."""
+        self._well = self._all_came
 
     def close(self) -> None:
         """Take no more; of the original, hang up."""
         if self._place is not None:
             self._place.leave()
             self._place = None
+            if self._well:
+                self._intake.finished()
         if self._original:
-            self._intake.close("done" if self._ended_well else "failed")
+            self._intake.close()
             self._server.close()
 
     def _chunks(self, offset: int, length: int) -> range:

@@ -46,7 +46,8 @@ class Machine:
         """Have so many of a hundred datagrams, which arrive as batches, not get through."""
         self.run("nft", "add table inet loss")
         self.run("nft", "add chain inet loss in { type filter hook input priority 0; }")
-        self.run("nft", f"add rule inet loss in meta l4proto {what} numgen random mod 100 < {percent} drop")
+        often = "" if percent >= 100 else f"numgen random mod 100 < {percent} "
+        self.run("nft", f"add rule inet loss in meta l4proto {what} {often}drop")
 
     def lose_nothing(self) -> None:
         """As it was."""

@@ -1,0 +1,289 @@
+"""One stream and many machines: real sockets, in network namespaces on one bridge.
+
+Debian packages: iproute2 nftables ethtool.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+
+from tests.restore.multicast.rooms import ASR, SERVER, Machine, Room, room
+from tests.serving import run
+from tests.support import assert_same_bytes, wait_until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
+
+MIB = 1 << 20
+SIZE = 16 * MIB
+URL = f"asr://{SERVER}"
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image with noise, and a hole in it."""
+    path = tmp_path_factory.mktemp("image") / "lab.img"
+    data = bytearray(random.Random(1).randbytes(SIZE))
+    data[5 * MIB : 7 * MIB] = bytes(2 * MIB)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.fixture
+def alone() -> Iterator[Room]:
+    with room(1) as here:
+        yield here
+
+
+@pytest.fixture
+def four() -> Iterator[Room]:
+    with room(4) as here:
+        yield here
+
+
+class Stream:
+    """A server that runs, and what it has said."""
+
+    def __init__(self, here: Room, image: Path, *options: str | Path, machine: Machine | None = None) -> None:
+        self.said = image.parent / f"server-{time.monotonic_ns()}.txt"
+        with self.said.open("w") as file:
+            self.process = here.start(
+                machine or here.server, "server", "--source", image, *options, output=file.fileno()
+            )
+        wait_until(
+            lambda: "Ready to start accepting clients" in self.text or self.process.poll() is not None, "ready", 20
+        )
+        assert self.process.poll() is None, self.text
+
+    @property
+    def text(self) -> str:
+        return self.said.read_text()
+
+    def end(self) -> str:
+        """It ends by itself, well; what it said."""
+        assert self.process.wait(20) == 0, self.text
+        return self.text
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+
+def restoring(here: Room, machine: Machine, target: Path | str, *options: str, url: str = URL) -> Popen[str]:
+    if isinstance(target, Path) and not target.exists():
+        target.write_bytes(bytes(SIZE))
+    words = ("restore", "--source", url, "--target", target, "--erase", "--noprompt", *options)
+    return here.start(machine, *words)
+
+
+def ended(process: Popen[str], status: int = 0, seconds: float = 40) -> str:
+    out, err = process.communicate(timeout=seconds)
+    assert process.returncode == status, out + err
+    return out + err
+
+
+def check(image: Path, *targets: Path) -> None:
+    for target in targets:
+        assert_same_bytes(target.read_bytes(), image.read_bytes())
+
+
+def test_a_room_that_comes_one_by_one(four: Room, image: Path, tmp_path: Path) -> None:
+    """Everyone hooks in at another place of one stream, which goes round once more for those who came late."""
+    stream = Stream(four, image, "--once", "--data-rate", "10M", "--start-wait", "60")
+    processes, targets = [], [tmp_path / f"{number}.img" for number in range(4)]
+    for machine, target in zip(four.clients, targets, strict=True):
+        processes.append(restoring(four, machine, target))
+        time.sleep(0.3)
+    for process in processes:
+        assert ", verified" in ended(process)
+    check(image, *targets)
+    said = stream.end()
+    assert 1 <= said.count("Starting stream") <= 4, said
+    assert said.count(": done after") == 4
+
+
+def test_they_start_together(four: Room, image: Path, tmp_path: Path) -> None:
+    stream = Stream(four, image, "--once", "--data-rate", "10M", "--start-when", "2")
+    first = restoring(four, four.clients[0], tmp_path / "0.img")
+    time.sleep(1.5)
+    assert "Starting stream" not in stream.text
+    second = restoring(four, four.clients[1], tmp_path / "1.img")
+    assert ended(first)
+    assert ended(second)
+    check(image, tmp_path / "0.img", tmp_path / "1.img")
+    assert stream.end().count("Starting stream") == 1
+
+
+def test_lost_packets_cost_a_pass(four: Room, image: Path, tmp_path: Path) -> None:
+    stream = Stream(four, image, "--once", "--data-rate", "20M", "--start-when", "4", "--start-wait", "10")
+    processes, targets = [], [tmp_path / f"{number}.img" for number in range(4)]
+    for machine, target in zip(four.clients, targets, strict=True):
+        machine.lose(5)
+        processes.append(restoring(four, machine, target))
+    for process in processes:
+        ended(process)
+    check(image, *targets)
+    assert "0.0% lost" not in stream.end()
+
+
+def test_a_client_that_is_killed_costs_nobody_anything(four: Room, image: Path, tmp_path: Path) -> None:
+    stream = Stream(four, image, "--data-rate", "8M", "--start-when", "2")
+    killed = restoring(four, four.clients[0], tmp_path / "0.img")
+    process = restoring(four, four.clients[1], tmp_path / "1.img")
+    wait_until(lambda: "Starting stream" in stream.text, "the stream", 20)
+    time.sleep(0.5)
+    killed.kill()
+    ended(process)
+    check(image, tmp_path / "1.img")
+    assert_same_bytes((tmp_path / "0.img").read_bytes()[:MIB], bytes(MIB))  # it never looked like a disk
+    wait_until(lambda: "says nothing any more, and counts as gone" in stream.text, "it was missed", 20)
+    stream.process.send_signal(signal.SIGTERM)
+    assert stream.process.wait(10) == 1
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_where_the_stream_does_not_arrive(alone: Room, image: Path, tmp_path: Path, said: bool) -> None:
+    """It says what to look at, and goes on by unicast; or gives up where it may not, or not for long."""
+    stream = Stream(alone, image)
+    (machine,) = alone.clients
+    machine.lose(100)
+    target = tmp_path / "0.img"
+    if said:
+        out = ended(restoring(alone, machine, target))
+        assert "has arrived by eth0 for 5 seconds, so the image is fetched by unicast: look at the interface" in out
+        check(image, target)
+        wait_until(lambda: ": done after" in stream.text, "it said so", 10)
+        return
+    out = ended(restoring(alone, machine, target, "--multicast-only", "--timeout", "3"), status=1)
+    assert f"http://{SERVER}:7800: no data have come for 3 seconds; {target} is left empty" in out
+    assert_same_bytes(target.read_bytes()[:MIB], bytes(MIB))
+
+
+def test_a_server_that_is_started_again(alone: Room, image: Path, tmp_path: Path) -> None:
+    first = Stream(alone, image, "--data-rate", "8M")
+    process = restoring(alone, alone.clients[0], tmp_path / "0.img")
+    wait_until(lambda: "Starting stream" in first.text, "the stream", 20)
+    time.sleep(0.5)
+    first.kill()
+    time.sleep(1)
+    assert process.poll() is None
+    again = Stream(alone, image, "--once")
+    out = ended(process)
+    assert "does not answer" in out
+    check(image, tmp_path / "0.img")
+    again.end()
+
+
+def test_a_server_that_serves_another_image_now(alone: Room, image: Path, tmp_path: Path) -> None:
+    first = Stream(alone, image, "--data-rate", "8M")
+    process = restoring(alone, alone.clients[0], tmp_path / "0.img")
+    wait_until(lambda: "Starting stream" in first.text, "the stream", 20)
+    time.sleep(0.5)
+    first.kill()
+    other = tmp_path / "other.img"
+    other.write_bytes(random.Random(2).randbytes(SIZE))
+    Stream(alone, other)
+    out = ended(process, status=1)
+    assert "serves another image now: other.img" in out
+    assert_same_bytes((tmp_path / "0.img").read_bytes()[:MIB], bytes(MIB))
+
+
+def test_a_server_that_is_gone_for_good(alone: Room, image: Path, tmp_path: Path) -> None:
+    stream = Stream(alone, image, "--data-rate", "8M")
+    process = restoring(alone, alone.clients[0], tmp_path / "0.img", "--timeout", "3")
+    wait_until(lambda: "Starting stream" in stream.text, "the stream", 20)
+    time.sleep(0.5)
+    stream.kill()
+    out = ended(process, status=1)
+    assert "no data have come for 3 seconds" in out
+    assert "is left empty (the same command with --delta goes on from here)" in out
+    assert_same_bytes((tmp_path / "0.img").read_bytes()[:MIB], bytes(MIB))
+
+
+FORGER = """
+import json, socket, sys, time, urllib.request
+from restore.multicast.packet import Header
+said = json.load(urllib.request.urlopen(sys.argv[1]))
+session, size = int(said["id"], 16), said["segment_size"]
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(sys.argv[2]))
+end = time.monotonic() + 1.5
+number = 0
+while time.monotonic() < end:
+    number += 1
+    chunk = number % said["chunks"]
+    for of, data in ((session, bytes(size)), (session ^ 1, bytes(size)), (session, b"short")):
+        sock.sendto(Header(of, number, chunk, number % 7).pack() + data, (said["group"], said["port"]))
+    sock.sendto(bytes(5), (said["group"], said["port"]))
+    time.sleep(0.002)
+"""
+
+
+def test_forged_datagrams_are_never_written(four: Room, image: Path, tmp_path: Path) -> None:
+    stream = Stream(four, image, "--once", "--data-rate", "8M")
+    process = restoring(four, four.clients[0], tmp_path / "0.img")
+    forger = four.clients[1]
+    words = (sys.executable, "-c", FORGER, f"http://{SERVER}:7800/v1/session", forger.address)
+    run(*forger.inside, *words, cwd=Path(__file__).parents[3])
+    assert ", verified" in ended(process)
+    check(image, tmp_path / "0.img")
+    stream.end()
+
+
+def test_two_streams_in_one_group(four: Room, image: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.img"
+    other.write_bytes(random.Random(2).randbytes(SIZE))
+    options = ("--once", "--data-rate", "10M", "--address", "239.192.7.7")
+    streams = [Stream(four, image, *options), Stream(four, other, *options, machine=four.clients[3])]
+    first = restoring(four, four.clients[0], tmp_path / "0.img")
+    second = restoring(four, four.clients[1], tmp_path / "1.img", url=f"asr://{four.clients[3].address}/other.img")
+    ended(first)
+    ended(second)
+    check(image, tmp_path / "0.img")
+    check(other, tmp_path / "1.img")
+    for stream in streams:
+        stream.end()
+
+
+def test_several_targets_of_one_receiver(alone: Room, image: Path, tmp_path: Path) -> None:
+    stream = Stream(alone, image, "--once")
+    targets = [tmp_path / f"{number}.img" for number in range(3)]
+    for target in targets:
+        target.write_bytes(bytes(SIZE))
+    more = [word for target in targets[1:] for word in ("--target", str(target))]
+    ended(restoring(alone, alone.clients[0], targets[0], *more))
+    check(image, *targets)
+    assert stream.end().count("done after") == 1
+
+
+def test_wrong_places(alone: Room, image: Path, tmp_path: Path) -> None:
+    Stream(alone, image)
+    (machine,) = alone.clients
+    target = tmp_path / "0.img"
+    out = ended(restoring(alone, machine, target, url=f"{URL}/other.img"), status=1)
+    assert out.endswith(f"the server streams lab.img, not other.img: say asr://{SERVER}/lab.img\n")
+    out = ended(restoring(alone, machine, target, url=f"{URL}:7801"), status=1)
+    assert f"http://{SERVER}:7801 does not answer: Connection refused" in out
+    out = ended(restoring(alone, machine, target, "--interface", "eth7"), status=1)
+    assert "there is no interface eth7 with an IPv4 address that is up; there are: lo (127.0.0.1), eth0" in out
+    assert_same_bytes(target.read_bytes(), bytes(SIZE))
+
+
+def test_a_port_that_is_taken(alone: Room, image: Path) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        port = str(sock.getsockname()[1])
+        words = ("server", "--source", image, "--interface", "lo", "--port", port)
+        done = run(*ASR, *words, check=False, cwd=Path(__file__).parents[3])
+    assert done.status == 1
+    assert "cannot listen on" in done.err
