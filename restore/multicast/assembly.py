@@ -288,7 +288,7 @@ class Assembly:
         """Begin a chunk, in memory where some of it may lie already; None if it is not wanted, or there is no room."""
         if chunk not in self.wanted:
             return None
-        if len(self._partials) >= self.room and not self._evict():
+        if self.room <= 0 or (len(self._partials) >= self.room and not self._evict()):
             if self._passed != self.sequence:
                 self.counters.passed_over += 1
             self._passed = self.sequence
