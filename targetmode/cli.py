@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit status: 0 done, 1 failed, 2 wrong usage."""
     prepare_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given and given[0] in (*SHARED, *spellings.MULTICAST_VERBS, *spellings.REFUSED_VERBS):
+    if given and given[0] in (*SHARED, *spellings.REFUSED_VERBS):
         from restore.cli import main as asr
 
         return asr(given, program="targetmode")

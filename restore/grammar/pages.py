@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from restore.grammar.manual import Page, man_page
-from restore.grammar.spellings import MULTICAST, MULTICAST_VERBS, REFUSED_OPTIONS, REFUSED_VERBS
+from restore.grammar.spellings import REFUSED_OPTIONS, REFUSED_VERBS
 from restore.grammar.usage import Parser
 
 STATUS: Final = """\
@@ -28,10 +28,9 @@ An option of more than a letter may have one dash or two. What was typed for Mac
   asr -imagescan [options] IMAGE
   asr imagescan --source IMAGE
   asr info --source IMAGE
+  asr -server PLIST -source IMAGE
   asr -h
-  asr -v
-
-What asks for multicast is understood, and refused: """
+  asr -v"""
 
 _OUTPUT: Final = """\
 Phases are printed as they begin and end, with asr's dots for progress, or a bar on a terminal. What a script reads is
@@ -52,16 +51,16 @@ def asr_page(parser: Parser) -> str:
         description=(
             "`asr` copies an image, a disk or a volume onto a disk, a partition or an image file, and proves that "
             "every block arrived. Source and target may be on this machine, or exported by another one in target mode; "
-            "a source may also be a URL. It also prepares images, says what they are, and makes them of disks. It has "
-            "the grammar, and prints the lines, of Apple Software Restore.\n\n"
+            "a source may also be a URL, or the stream that `asr server` sends to a whole room. It also prepares "
+            "images, says what they are, and makes them of disks. It has the grammar, and prints the lines, of Apple "
+            "Software Restore.\n\n"
             "It needs root for block devices and for mounting, and for nothing else."
         ),
         sections=(
-            ("Old spellings", f"{_SPELLINGS}{MULTICAST}."),
+            ("Old spellings", _SPELLINGS),
             (
-                "What only a Mac has",
-                "These are refused by name, as are the verbs " + " and ".join(f"`{verb}`" for verb in MULTICAST_VERBS)
-                + " for now.\n\n" + "\n\n".join(f"`{name}`: {reason}." for name, reason in names),
+                "What only a Mac has, or is not there yet",
+                "These are refused by name.\n\n" + "\n\n".join(f"`{name}`: {reason}." for name, reason in names),
             ),
             ("Output", _OUTPUT),
             ("Puppetstrings", "\n\n".join((first, lines, last))),

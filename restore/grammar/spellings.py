@@ -12,12 +12,6 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 HELP: Final = frozenset({"-h", "--help"})
-MULTICAST: Final = (
-    "multicast is not there yet, it comes with a later version: name several --targets, "
-    "which one reading of the source then serves"
-)
-MULTICAST_VERBS: Final = ("discover",)
-
 _ONE_DASH: Final = re.compile(r"-[A-Za-z][A-Za-z0-9-]+")
 _VERBS: Final = {"--restore": "restore", "--imagescan": "imagescan", "--info": "info", "--server": "server"}
 _FIRST: Final = frozenset({"--verbose", "--debug", "--puppetstrings", "--json"})
@@ -41,6 +35,7 @@ REFUSED_OPTIONS: Final = {
 """What a Mac's asr takes and this one does not: why, and what to do instead."""
 
 REFUSED_VERBS: Final = {
+    "discover": "it is not there yet: name the server, --source asr://HOST",
     "restoreexact": "it makes the target's partition as large as the source's, which a Mac does for HFS Plus only: "
     "say restore, and --grow for the last partition to fill its disk",
     "partition": "it lays out a Mac's disk: use sfdisk or sgdisk, or restore a whole disk with its partition table",
@@ -65,7 +60,7 @@ def modern(arguments: Sequence[str], verbs: Collection[str]) -> list[str]:
     if not words or not words[0].startswith("-"):
         return words
     first = next((at for at, word in enumerate(words) if word not in _FIRST), len(words))
-    if first < len(words) and words[first] in (*verbs, *MULTICAST_VERBS, *REFUSED_VERBS):
+    if first < len(words) and words[first] in (*verbs, *REFUSED_VERBS):
         return [words[first], *words[:first], *words[first + 1 :]]
     if words in (["-v"], ["--version"]):  # among other words they would turn a restore into a success that did nothing
         return ["version"]
@@ -89,8 +84,6 @@ def modern_word(word: str) -> str:
 
 def refused_verb(verb: str) -> str | None:
     """Why a verb is refused by name; None if it is not."""
-    if verb in MULTICAST_VERBS:
-        return f"{verb}: {MULTICAST}"
     return f"{verb}: {REFUSED_VERBS[verb]}" if verb in REFUSED_VERBS else None
 
 

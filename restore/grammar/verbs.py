@@ -6,7 +6,6 @@ import argparse
 from typing import Any, Final
 
 from restore.grammar import values
-from restore.grammar.spellings import MULTICAST
 from restore.grammar.usage import Once, Parser
 
 SHARED: Final = ("restore", "verify", "imagescan", "info", "capture", "server")
@@ -91,7 +90,7 @@ def check(options: argparse.Namespace, verb: Parser) -> None:
 
 def _check_restore(options: argparse.Namespace, verb: Parser, *, streamed: bool) -> None:
     if options.file is not None:
-        verb.error(f"--file: {MULTICAST}")
+        verb.error("--file: it is not there yet: truncate -s SIZE FILE, and name that as --target")
     if not options.target:
         verb.error("--target TARGET is missing")
     for dest, option in _ONLY_STREAMED.items():

@@ -253,6 +253,7 @@ class Assembly:
             if (header := parse(slot, self._session)) is not None
         ]
         self.counters.foreign += count - len(arrived)
+        self._expect(None, 0)
         whole: list[Whole] = []
         for header, data in arrived:
             whole += self._put(header, data)
@@ -288,11 +289,13 @@ class Assembly:
         """Begin a chunk, in memory where some of it may lie already; None if it is not wanted, or there is no room."""
         if chunk not in self.wanted:
             return None
-        if self.room <= 0 or (len(self._partials) >= self.room and not self._evict()):
+        if self.room <= 0:
             if self._passed != self.sequence:
                 self.counters.passed_over += 1
             self._passed = self.sequence
             return None
+        while len(self._partials) >= self.room:
+            self._make_room()
         if buffer is None:
             buffer = self._pool.take()
         else:
@@ -301,13 +304,10 @@ class Assembly:
         partial = self._partials[chunk] = _Partial(chunk, segments, buffer, segments, bytearray(segments))
         return partial
 
-    def _evict(self) -> bool:
-        """Make room by giving up the chunk that lacks most; False if it is the one that is being sent."""
-        most = max(self._partials.values(), key=lambda partial: partial.missing, default=None)
-        if most is None or most is self._at:
-            return False
+    def _make_room(self) -> None:
+        """Give up the chunk that lacks most."""
+        most = max(self._partials.values(), key=lambda partial: partial.missing)
         self._pool.put(self._partials.pop(most.chunk).buffer)
-        return True
 
     def _complete(self, partial: _Partial) -> Whole:
         self._partials.pop(partial.chunk, None)

@@ -28,7 +28,7 @@ def refusals(stage: Stage) -> None:
     (stage.work / "cut.img").unlink()
     stage.show(f"asr restore --target {disk.name}", status=2, says="--source")
     stage.show(f"asr restore --source {IMAGE} --target {disk.name} --erase --toSnapshot x", status=2, says="APFS")
-    stage.show("asr server --source lab.img", status=2, says="multicast")
+    stage.show(f"asr server --source {IMAGE} --address 10.0.0.1", status=2, says="multicast address")
 
 
 def spellings(stage: Stage) -> None:

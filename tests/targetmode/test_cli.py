@@ -36,7 +36,7 @@ from tests.targetmode.conftest import MIB
         (["serve", "IMAGE", "--engine", "steam"], "--engine: 'steam' is not builtin or nbdkit"),
         (["serve", "IMAGE", "-jso"], "there is no option -jso; did you mean --json? (see: targetmode serve --help)"),
         (["disks", "--listen", "x"], "--listen goes with serve, not with disks (see: targetmode disks --help)"),
-        (["server"], "server: multicast is not there yet"),
+        (["server"], "--source IMAGE is missing (see: targetmode server --help)"),
         (["imagescan"], "IMAGE is missing (see: targetmode imagescan --help)"),
     ],
 )

@@ -84,7 +84,7 @@ def _open(address: Address, settings: SourceSettings) -> Storage:
 def _unknown(scheme: str | None) -> Refused:
     match scheme:
         case "asr":
-            return Refused("asr://: multicast sources are not there yet")
+            return Refused("asr://: a multicast stream can only be restored, onto a target by blocks")
         case "ftp" | "ftps" | "tftp":
             return Refused(f"{scheme}://: that is not spoken here; download it first, or have it served over http")
         case "file":

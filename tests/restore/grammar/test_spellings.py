@@ -76,10 +76,15 @@ def test_a_form_without_a_verb_is_a_restore() -> None:
     assert (old.command, old.source, old.target) == ("restore", "x.dmg", ["/dev/sdz"])
 
 
-MULTICAST = (
-    "multicast is not there yet, it comes with a later version: name several --targets, which one reading of the "
-    "source then serves"
-)
+STREAM = "a multicast stream can only be restored"
+
+
+def test_the_old_form_of_a_server() -> None:
+    old = parse(["-server", "asr.plist", "-source", "x.dmg"])
+    assert old == parse(["server", "--source", "x.dmg", "--config", "asr.plist"])
+    assert (old.command, old.config, old.source, old.start_when) == ("server", "asr.plist", "x.dmg", 1)
+
+
 APFS = "it is for APFS, which only a Mac restores volume by volume; here its container is copied as a whole"
 RESTORE = "-source x -target y -erase "
 
@@ -87,14 +92,36 @@ RESTORE = "-source x -target y -erase "
 @pytest.mark.parametrize(
     ("typed", "line"),
     [
-        ("server --source x --config c.plist", f"server: {MULTICAST} (see: asr help)"),
-        ("-source x -server c.plist", f"server: {MULTICAST} (see: asr help)"),
-        ("discover", f"discover: {MULTICAST} (see: asr help)"),
-        ("restore -source asr://host -target y -erase", f"asr://host: {MULTICAST} (see: asr help restore)"),
-        ("restore -source ASR://host -file y", f"ASR://host: {MULTICAST} (see: asr help restore)"),
-        ("restore -source x -file y", f"--file: {MULTICAST} (see: asr help restore)"),
-        ("info asr://host", f"asr://host: {MULTICAST} (see: asr help info)"),
-        ("capture -source asr://host -target y", f"asr://host: {MULTICAST} (see: asr help capture)"),
+        ("discover", "discover: it is not there yet: name the server, --source asr://HOST (see: asr help)"),
+        (
+            "restore -source x -file y",
+            "--file: it is not there yet: truncate -s SIZE FILE, and name that as --target (see: asr help restore)",
+        ),
+        ("info asr://host", f"asr://host: {STREAM} (see: asr help info)"),
+        ("verify -source asr://host -target y", f"asr://host: {STREAM} (see: asr help verify)"),
+        ("capture -source ASR://host -target y", f"ASR://host: {STREAM} (see: asr help capture)"),
+        ("server -source asr://host", f"asr://host: {STREAM} (see: asr help server)"),
+        (
+            "restore -source asr://host -target y",
+            "asr://host: a multicast stream is restored by blocks: say --erase if that is meant "
+            "(see: asr help restore)",
+        ),
+        (
+            "restore -source x -target y -erase -interface eth0",
+            "--interface is for a multicast stream, --source asr://HOST: leave it out (see: asr help restore)",
+        ),
+        (
+            "restore -source x -target y -erase -multicast-only",
+            "--multicast-only is for a multicast stream, --source asr://HOST: leave it out (see: asr help restore)",
+        ),
+        (
+            "server -source x -config a.plist b.plist",
+            "two configurations are named, a.plist and b.plist: say one (see: asr help server)",
+        ),
+        (
+            "server -source x -loop-suspend 1",
+            "--loop-suspend: 1 is neither 0, for never, nor at least 2 (see: asr help server)",
+        ),
         (
             "restoreexact -source x -target y -erase",
             "restoreexact: it makes the target's partition as large as the source's, which a Mac does for HFS Plus "
@@ -164,7 +191,7 @@ def test_what_is_refused_by_name(typed: str, line: str, capsys: pytest.CaptureFi
 def test_every_refusal_is_tried() -> None:
     (mark,) = (mark for mark in test_what_is_refused_by_name.pytestmark if mark.name == "parametrize")  # type: ignore[attr-defined]
     lines = [line for _, line in mark.args[1]]
-    for name in (*spellings.REFUSED_OPTIONS, *spellings.REFUSED_VERBS, *spellings.MULTICAST_VERBS):
+    for name in (*spellings.REFUSED_OPTIONS, *spellings.REFUSED_VERBS):
         assert any(line.startswith(f"{name}: ") for line in lines), name
 
 

@@ -168,7 +168,7 @@ COMPLETED = [
     ("asr restore --era\t", "--erase"),
     ("asr restore --source la\t", "lab.img"),
     ("asr capture --compress z\t", "zstd"),
-    ("targetmode ser\t", "serve"),
+    ("targetmode dis\t", "disks"),
     ("targetmode serve --read\t", "--read-only"),
 ]
 

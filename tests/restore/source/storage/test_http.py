@@ -390,7 +390,7 @@ def test_beside(web: Nginx) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("asr://server", "asr://: multicast sources are not there yet"),
+        ("asr://server", "asr://: a multicast stream can only be restored, onto a target by blocks"),
         ("ftp://a:secret@server/x", "ftp://: that is not spoken here; download it first, or have it served over http"),
         ("file:///etc", "file://: name the path itself"),
         ("nfs://server/x", "nfs://: mount that share, and name the path there"),
