@@ -11,12 +11,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from itertools import islice
 from typing import Final
 
 from nbd.connection import FileRange
 from restore.blocks.plan import GRAIN, Kind, Piece, split
 from restore.blocks.verify import Verification
-from restore.source import Payload
+from restore.source import Described, Payload
 from restore.source.payload import add_to
 from restore.target import ALGORITHM
 from targetmode.disks.media import ALGORITHMS, zero_digest
@@ -25,6 +26,7 @@ UNDER_WAY: Final = 4  # batches that the target is asked about, beside the one t
 RUN: Final = 4 << 20  # bytes that are asked about first
 BATCH_HELD: Final = 32 << 20  # bytes in a batch that are in memory meanwhile
 BATCH_ALL: Final = 256 << 20  # bytes in a batch; each costs the target a few questions
+_DESCRIBED: Final = 64  # pieces asked about at once, where what they have to be is known
 _MANY: Final = 0.5  # of the things in a batch differ: next time it does not pay to ask about larger or smaller ones
 
 Item = tuple[Piece, Payload | None]
@@ -66,6 +68,39 @@ class Delta:
         finally:
             for future in asked:
                 future.cancel()
+
+    def unknown(self, pieces: Iterable[Piece], source: Described) -> Iterator[Piece]:
+        """Those pieces that the target does not have, as far as that can be told without reading the image.
+
+        Raises:
+            RestoreError, NBDError, OSError: digests cannot be had; also what `pieces` raises.
+        """
+        asked: deque[Future[list[Piece]]] = deque()
+        rest = iter(pieces)
+        try:
+            while batch := list(islice(rest, _DESCRIBED)):
+                asked.append(asyncio.run_coroutine_threadsafe(self._unlike(batch, source), self._loop))
+                if len(asked) > UNDER_WAY:
+                    yield from asked.popleft().result()
+            while asked:
+                yield from asked.popleft().result()
+        finally:
+            for future in asked:
+                future.cancel()
+
+    async def _unlike(self, pieces: list[Piece], source: Described) -> list[Piece]:
+        parts = {piece: source.described(piece.offset, piece.length) for piece in pieces if piece.kind is Kind.DATA}
+        known = [part for found in parts.values() if found is not None for part in found]
+        there = await self._check.digests([(part.offset, part.length) for part in known], "blake3")
+        right = {part for part, digest in zip(known, there, strict=True) if digest == part.blake3}
+        left = []
+        for piece in pieces:
+            found = parts.get(piece)
+            if found is not None and right.issuperset(found):
+                self._same(piece)
+            else:
+                left.append(piece)
+        return left
 
     async def _judge(self, batch: Group) -> list[Group]:
         """The parts of a batch that differ, each a group of its own."""

@@ -28,7 +28,7 @@ from restore.blocks.verify import Expected, Feed, Hasher, Verification, expected
 from restore.errors import Differences, Refused, RestoreError, join, say
 from restore.fit.sizes import check_size
 from restore.report import RESTORING, VERIFYING, Report
-from restore.source import Arriving, Forgetful, Payload, Source, SourceError
+from restore.source import Arriving, Described, Forgetful, Payload, Source, SourceError
 from restore.source.payload import as_memory
 from restore.target import Target
 from targetmode.disks.text import format_size
@@ -233,12 +233,14 @@ class _Restore:
         known = await asyncio.to_thread(self._known_zeroes)
         sample = _Sample(source.name)
         body = known.apply(_fitting(cut(source.extents(), self._head), source, self._target))
-        if isinstance(source, Arriving):
-            body = source.arrivals(body, self._stopping.is_set)
         head = list(cut(source.extents(), 0, self._head))
         generation = self._target.generation
         async with Verification(source, self._target, self._verified, self._report.note) as asking:
             delta = self._delta(asking)
+            if delta is not None and isinstance(source, Described):
+                body = delta.unknown(body, source)
+            if isinstance(source, Arriving):
+                body = source.arrivals(body, self._stopping.is_set)
             check = asking if self._settings.verify else None
             different = await self._write(body, check, sample, delta)
             if check is not None and sample.items and not different:

@@ -233,8 +233,8 @@ class Verification:
         feed.close()
         return await self.compare(feed)
 
-    async def digests(self, ranges: Sequence[tuple[int, int]]) -> list[str]:
-        """The digests of what the target has in ranges of (offset, length).
+    async def digests(self, ranges: Sequence[tuple[int, int]], algorithm: str = ALGORITHM) -> list[str]:
+        """The digests of what the target has in ranges of (offset, length); see `Verifier.digests`.
 
         Raises:
             RestoreError, NBDError, OSError: they cannot be had.
@@ -242,7 +242,7 @@ class Verification:
         verifier = await self._ready()
         found: list[str] = []
         for start in range(0, len(ranges), _MOST_AT_ONCE):
-            found += await verifier.digests(ranges[start : start + _MOST_AT_ONCE])
+            found += await verifier.digests(ranges[start : start + _MOST_AT_ONCE], algorithm)
         return found
 
     async def __aenter__(self) -> Self:

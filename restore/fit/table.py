@@ -15,7 +15,7 @@ from nbd.backend import Extent
 from restore.blocks.plan import HEAD
 from restore.partitions import Medium
 from restore.partitions.gpt import GPTError, load, move_backup
-from restore.source import Arriving, Forgetful, Payload, R, Source, Unmapped
+from restore.source import Arriving, Described, Description, Forgetful, Payload, R, Source, Unmapped
 from restore.source.payload import as_memory
 
 MOVING: Final = "The backup partition table goes to the end of the disk"
@@ -106,6 +106,11 @@ class Overlaid:
     def arrivals(self, ranges: Iterable[R], stopped: Callable[[], bool]) -> Iterator[R]:
         """As the source's come, what is changed being at hand."""
         return self._source.arrivals(ranges, stopped) if isinstance(self._source, Arriving) else iter(ranges)
+
+    def described(self, offset: int, length: int) -> list[Description] | None:
+        """As the source has it, but where it is changed."""
+        changed = any(at < offset + length and offset < at + len(data) for at, data in self._patches)
+        return None if changed or not isinstance(self._source, Described) else self._source.described(offset, length)
 
     def progressed(self, restored: int, verified: int) -> None:
         """Tell the source."""

@@ -178,6 +178,29 @@ class Arriving(Protocol):
         ...
 
 
+@runtime_checkable
+class Described(Protocol):
+    """A `Source` whose digests are known before any of it is read."""
+
+    def described(self, offset: int, length: int) -> list[Description] | None:
+        """What a range has to be, as parts that make it up; None where that is not known of all of it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a part of an image has to be.
+
+    Attributes:
+        offset, length: the part, in bytes.
+        blake3: its digest, lower-case hexadecimal.
+    """
+
+    offset: int
+    length: int
+    blake3: str
+
+
 class Chunks(Protocol):
     """A format whose parts can be decoded each by itself; methods may be called from several threads.
 

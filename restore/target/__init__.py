@@ -99,8 +99,12 @@ class Target(Protocol):
 class Verifier(Protocol):
     """Tells digests of what is on a target."""
 
-    async def digests(self, ranges: Sequence[tuple[int, int]]) -> list[str]:
-        """The digests of ranges by `ALGORITHM`, in lower-case hexadecimal; may be awaited by several tasks at once.
+    async def digests(self, ranges: Sequence[tuple[int, int]], algorithm: str = ALGORITHM) -> list[str]:
+        """The digests of ranges, in lower-case hexadecimal; may be awaited by several tasks at once.
+
+        Args:
+            ranges: of (offset, length).
+            algorithm: one of `targetmode.disks.media.ALGORITHMS`.
 
         Raises:
             RestoreError, NBDError, OSError: they cannot be had.

@@ -43,9 +43,9 @@ class ControlVerifier:
         if answer.session != self._address.session:
             raise RestoreError(f"the control API at {self._asker.base} belongs to another server")
 
-    async def digests(self, ranges: Sequence[tuple[int, int]]) -> list[str]:
+    async def digests(self, ranges: Sequence[tuple[int, int]], algorithm: str = ALGORITHM) -> list[str]:
         """Ask for ranges, and check that the answers are for them, in order."""
-        body = json.dumps(api.DigestRequest(ALGORITHM, list(ranges)).to_json()).encode()
+        body = json.dumps(api.DigestRequest(algorithm, list(ranges)).to_json()).encode()
         try:
             answer = await asyncio.to_thread(self._asker.ask, "POST", self._path, body)
             told = [api.DigestLine.from_json(json.loads(line)) for line in answer.body.splitlines()]
@@ -83,15 +83,15 @@ class LastingVerifier:
         """Find the first verifier; raises what `find` raises."""
         self._verifiers.append(await self._find(False))
 
-    async def digests(self, ranges: Sequence[tuple[int, int]]) -> list[str]:
+    async def digests(self, ranges: Sequence[tuple[int, int]], algorithm: str = ALGORITHM) -> list[str]:
         """The digests of ranges, from whoever can tell them now."""
         for _ in range(_ATTEMPTS - 1):
             verifier = self._verifiers[-1]
             try:
-                return await verifier.digests(ranges)
+                return await verifier.digests(ranges, algorithm)
             except ControlLost as error:
                 await self._replace(verifier, error)
-        return await self._verifiers[-1].digests(ranges)
+        return await self._verifiers[-1].digests(ranges, algorithm)
 
     async def close(self) -> None:
         """Leave them all."""

@@ -144,8 +144,8 @@ class _MediaVerifier:
     def __init__(self, fd: int) -> None:
         self._reader = MediaReader(fd)
 
-    async def digests(self, ranges: Sequence[tuple[int, int]]) -> list[str]:
-        return [await asyncio.to_thread(self._reader.digest, ALGORITHM, offset, length) for offset, length in ranges]
+    async def digests(self, ranges: Sequence[tuple[int, int]], algorithm: str = ALGORITHM) -> list[str]:
+        return [await asyncio.to_thread(self._reader.digest, algorithm, offset, length) for offset, length in ranges]
 
     async def close(self) -> None:
         self._reader.close()

@@ -243,9 +243,9 @@ class ReadBackVerifier:
         self._closed = False
         self._most = min(1 << 20, client.export.sizes.maximum)
 
-    async def digests(self, ranges: Sequence[tuple[int, int]]) -> list[str]:
+    async def digests(self, ranges: Sequence[tuple[int, int]], algorithm: str = ALGORITHM) -> list[str]:
         """Read and hash, range by range."""
-        return [await asyncio.to_thread(self._digest, offset, length) for offset, length in ranges]
+        return [await asyncio.to_thread(self._digest, algorithm, offset, length) for offset, length in ranges]
 
     async def close(self) -> None:
         """Leave in good order, or as can be while a thread is still reading."""
@@ -258,8 +258,8 @@ class ReadBackVerifier:
         else:
             self._client.abort()
 
-    def _digest(self, offset: int, length: int) -> str:
-        digest = ALGORITHMS[ALGORITHM]()
+    def _digest(self, algorithm: str, offset: int, length: int) -> str:
+        digest = ALGORITHMS[algorithm]()
         with self._lock:
             if self._closed:
                 raise ConnectionLost(f"{self._client.uri}: the connection was given up")

@@ -16,7 +16,7 @@ from restore.multicast.client.intake import Intake
 from restore.multicast.client.server import Server
 from restore.multicast.client.shelf import Place
 from restore.multicast.layout import CHUNK, Layout
-from restore.source import R, SourceError
+from restore.source import Description, R, SourceError
 
 _LOOK: Final = 0.1  # seconds after which a wait looks whether it is to end
 _ZEROES: Final = memoryview(bytes(CHUNK))
@@ -135,6 +135,18 @@ class MulticastSource:
                 for chunk in self._chunks(item.offset, item.length):
                     self._held.pop(chunk, None)
         self._all_came = True
+
+    def described(self, offset: int, length: int) -> list[Description] | None:
+        """By its chunks, where they are all of it."""
+        parts = []
+        position = offset
+        for chunk in self._chunks(offset, length):
+            start, end = self._layout.span(chunk)
+            if start != position:
+                return None
+            parts.append(Description(start, end - start, self._layout.digest(chunk).hex()))
+            position = end
+        return parts if position == offset + length else None
 
     def progressed(self, restored: int, verified: int) -> None:
         """The server is told with the next report."""

@@ -209,6 +209,33 @@ def test_a_server_that_is_gone_for_good(alone: Room, image: Path, tmp_path: Path
     assert_same_bytes((tmp_path / "0.img").read_bytes()[:MIB], bytes(MIB))
 
 
+def test_what_is_there_already_is_not_waited_for(alone: Room, image: Path, tmp_path: Path) -> None:
+    target = tmp_path / "0.img"
+    data = bytearray(image.read_bytes())
+    data[9 * MIB + 5] ^= 1
+    target.write_bytes(data)
+    stream = Stream(alone, image, "--once")
+    out = ended(restoring(alone, alone.clients[0], target, "--delta"))
+    assert "the rest was there already" in out
+    check(image, target)
+    assert "done after" in (said := stream.end())
+    assert "1.0 MiB received" in said
+
+
+def test_what_is_cut_goes_on(alone: Room, image: Path, tmp_path: Path) -> None:
+    """A client that crashed has on its target what it had, and lacks only the rest."""
+    stream = Stream(alone, image, "--once", "--data-rate", "8M")
+    target = tmp_path / "0.img"
+    process = restoring(alone, alone.clients[0], target)
+    wait_until(lambda: target.exists() and any(target.read_bytes()[8 * MIB : 9 * MIB]), "half of it", 20)
+    process.kill()
+    process.wait()
+    out = ended(restoring(alone, alone.clients[0], target, "--delta"))
+    assert "the rest was there already" in out
+    check(image, target)
+    stream.process.kill()
+
+
 FORGER = """
 import json, socket, sys, time, urllib.request
 from restore.multicast.packet import Header
