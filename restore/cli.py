@@ -87,6 +87,8 @@ async def _run(options: argparse.Namespace, report: Report) -> int:
             from restore.verbs.preparing import info as verb
         case "capture":
             from restore.verbs.preparing import capture as verb
+        case "discover":
+            from restore.verbs.discovering import tell_found as verb
         case "server":
             from restore.verbs.serving import serve as verb
         case other:

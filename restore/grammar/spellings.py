@@ -35,7 +35,6 @@ REFUSED_OPTIONS: Final = {
 """What a Mac's asr takes and this one does not: why, and what to do instead."""
 
 REFUSED_VERBS: Final = {
-    "discover": "it is not there yet: name the server, --source asr://HOST",
     "restoreexact": "it makes the target's partition as large as the source's, which a Mac does for HFS Plus only: "
     "say restore, and --grow for the last partition to fill its disk",
     "partition": "it lays out a Mac's disk: use sfdisk or sgdisk, or restore a whole disk with its partition table",

@@ -8,7 +8,7 @@ from typing import Any, Final
 from restore.grammar import values
 from restore.grammar.usage import Once, Parser
 
-SHARED: Final = ("restore", "verify", "imagescan", "info", "capture", "server")
+SHARED: Final = ("restore", "verify", "imagescan", "info", "capture", "server", "discover")
 """The verbs that `targetmode` has too."""
 
 OLD: Final = "accepted for old scripts, without effect"
@@ -16,7 +16,8 @@ OLD: Final = "accepted for old scripts, without effect"
 
 _SOURCE: Final = (
     "image file, or the directory of a Clonezilla image; block device, or where one is mounted; nbd://HOST/EXPORT; "
-    "or an http, https, smb, s3 or sftp URL; asr://HOST for a multicast stream. What it is, is told by its content"
+    "or an http, https, smb, s3 or sftp URL; asr://HOST for a multicast stream, asr: for "
+    "the only one there is. What it is, is told by its content"
 )
 _TARGET: Final = "block device, or where one is mounted; image file; or nbd://HOST/EXPORT"
 _COMPARED: Final = "block device that is not mounted; image file; or nbd://HOST/EXPORT"
@@ -52,7 +53,7 @@ _ONLY_STREAMED: Final = {"interface": "--interface", "multicast_only": "--multic
 
 def add_verbs(parser: Parser) -> None:
     """Add the verbs that do something."""
-    for add in (_restore, _verify, _imagescan, _info, _capture, _server):
+    for add in (_restore, _verify, _imagescan, _info, _capture, _server, _discover):
         verb = add(parser)
         have = {action.dest for action in verb._actions}
         verb.set_defaults(**{name: value for name, value in _WITHOUT_SAYING.items() if name not in have})
@@ -286,7 +287,27 @@ def _server(parser: Parser) -> Parser:
         "--start-wait", type=values.seconds, metavar="S", help="start S seconds after the first client all the same"
     )
     how.add_argument("--once", action="store_true", help="end when every client is done")
+    how.add_argument("--no-discovery", action="store_true", help="do not announce it by DNS-SD")
     _add_connection(how)
+    output = verb.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print one JSON object a line")
+    _add_talk(output)
+    return verb
+
+
+def _discover(parser: Parser) -> Parser:
+    verb = parser.add_verb(
+        "discover",
+        "list the multicast servers of this network",
+        synopsis="[options]",
+        description="Lists what announces itself by DNS-SD: the source to name, the image, its size, the machine.",
+        examples=(("see what is streamed here", "discover"),),
+    )
+    how = verb.add_argument_group("how")
+    how.add_argument("--interface", metavar="IF", help="look by this one only, by name or address (all of them)")
+    how.add_argument(
+        "--seconds", type=values.seconds, default=2.0, metavar="N", help="how long to wait for answers (2)"
+    )
     output = verb.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print one JSON object a line")
     _add_talk(output)

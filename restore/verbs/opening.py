@@ -19,7 +19,7 @@ from restore.source.detect import open_image
 from restore.target import Target
 from targetmode.disks.text import format_size
 
-STREAM: Final = "asr://"
+STREAM: Final = "asr:"
 _ANY_SIZE: Final = 1 << 62  # bytes, of an image whose size is not known yet
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 

@@ -89,6 +89,10 @@ async def restore_blocks(options: argparse.Namespace, report: Report) -> int:
         RestoreError: it was refused, or with one target failed.
     """
     confirm = _confirmation(options)
+    if options.source.lower() in ("asr:", "asr://"):
+        from restore.verbs.discovering import the_one
+
+        options.source = await the_one(options, report)
     _check_distinct(options.source, options.target)
     finishing = _Finishing(options)
     finishing.check()

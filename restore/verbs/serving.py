@@ -52,9 +52,17 @@ async def serve(options: argparse.Namespace, report: Report) -> int:
             notify=report.note,
         )
         running = await stack.enter_async_context(serving(_name(options.source), source, manifest, config, settings))
+        if config.discovery:
+            from restore.multicast.discovery import announced
+
+            await stack.enter_async_context(announced(running.session, running.interface, config.port, report.note))
         board = _Board(running, as_json=options.json)
         board.ready()
-        return await board.run(once=options.once)
+        try:
+            return await board.run(once=options.once)
+        except asyncio.CancelledError:  # which is how a server ends
+            board.stopped()
+            return 0
 
 
 async def _spilled(source: Source, directory: Path, report: Report) -> Source:
@@ -83,7 +91,8 @@ def _config(options: argparse.Namespace) -> configuration.Config:
         "ttl": options.ttl,
         "port": options.port,
     }
-    return replace(config, **{name: value for name, value in given.items() if value is not None})
+    config = replace(config, **{name: value for name, value in given.items() if value is not None})
+    return replace(config, discovery=False) if options.no_discovery else config
 
 
 async def _manifest(source: Source, path: Path | None, place: str, report: Report) -> manifests.Manifest:
@@ -130,6 +139,12 @@ class _Board:
             interface=interface.name, rate=rate, session=f"{session.id:016x}",
         )  # fmt: skip
         self._say("Ready to start accepting clients", None)
+
+    def stopped(self) -> None:
+        self._tell_ended()
+        there = len(self._running.room.guests())
+        clients = "nobody took part" if not there else f"{there} client{'s' if there > 1 else ''} took part"
+        self._say(f"The stream has ended; at that moment {clients}", "stopped", clients=there)
 
     async def run(self, *, once: bool) -> int:
         running = self._running

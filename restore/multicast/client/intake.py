@@ -32,6 +32,7 @@ PARTIAL: Final = 48  # chunks that may be incomplete at once
 SILENCE: Final = 5.0  # seconds after which a stream that should arrive does not
 _LOOK: Final = 0.1  # seconds after which a thread that waits looks whether it is to end
 _JUDGES: Final = 2
+_ENDING: Final = 2.0  # seconds that threads may take to end, one of which may wait for a server that is gone
 _PAUSE: Final = 1.0  # seconds between attempts to reach a server that is gone
 
 
@@ -89,6 +90,7 @@ class Intake:
         self._moved = time.monotonic()  # when anything came last
         self._arrived = 0.0  # when a datagram came last, or could have come first
         self._reported = -1  # sequence number that the last report was as of
+        self._lost = False  # the server did not answer the last time
         self._told = False  # that nothing arrives
 
     def want(self, wanted: ChunkSet) -> Place:
@@ -153,10 +155,12 @@ class Intake:
         end = "done" if self._targets_done == self._targets else "failed"
         self._closing.set()
         self._hurry.set()
+        deadline = time.monotonic() + _ENDING
         for thread in self._threads:
-            thread.join()
+            thread.join(max(deadline - time.monotonic(), 0.0))
         self._judges.shutdown(cancel_futures=True)
-        if self._directions is not None:
+        waiting = self._lost or any(thread.is_alive() for thread in self._threads)
+        if self._directions is not None and not waiting:
             with suppress(ServerGone):
                 self._server.report(self._directions.client, self._status())  # the last counts
                 self._server.leave(self._directions.client, end)
@@ -222,9 +226,8 @@ class Intake:
                 self._assembly.wanted.add(whole.chunk)
 
     def _report(self) -> None:
-        lost = False
         while not self._closing.is_set():
-            self._hurry.wait(REPORT_EVERY if not lost else _PAUSE)
+            self._hurry.wait(_PAUSE if self._lost else REPORT_EVERY)
             self._hurry.clear()
             if self._closing.is_set():
                 return
@@ -237,13 +240,13 @@ class Intake:
                 self._directions = None
                 self._hurry.set()
             except ServerGone as error:
-                if not lost:
+                if not self._lost:
                     self._settings.notify(f"{error}; it is asked again and again")
-                lost = True
+                self._lost = True
             else:
-                if lost:
+                if self._lost:
                     self._settings.notify(f"{self._server.base}: it answers again")
-                lost = False
+                self._lost = False
 
     def _fetch(self) -> None:
         """Fetch what is wanted by unicast, while the stream is not for this client or does not arrive."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
-from typing import Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote, unquote
 
 from blake3 import blake3
 
+from nbd.errors import one_line
 from restore.asking import Asker, Refusal, say_fault
 from restore.errors import Refused, RestoreError
 from restore.manifest.parsing import FILE_LIMIT
@@ -21,6 +23,7 @@ from restore.multicast.packet import DEFAULT_PORT
 
 SCHEME: Final = "asr://"
 _CONNECT: Final = 10.0  # seconds
+_T = TypeVar("_T")
 _ADDRESS: Final = re.compile(
     r"asr://(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^/:@\[\]]+))(?::(?P<port>\d{1,5}))?(?:/(?P<image>.*))?"
 )
@@ -79,7 +82,7 @@ class Server:
         Raises:
             ServerGone: there is no answer, or not a right one; so do all the others.
         """
-        return messages.Session.from_json(self._json("GET", messages.SESSION))
+        return self._understood(messages.Session.from_json, "GET", messages.SESSION)
 
     def manifest(self, session: messages.Session) -> bytes:
         """The image's block map, which is the one that the session is named by."""
@@ -97,7 +100,7 @@ class Server:
 
     def join(self, join: messages.Join) -> messages.Directions:
         """Begin."""
-        return messages.Directions.from_json(self._json("POST", messages.CLIENTS, join.to_json()))
+        return self._understood(messages.Directions.from_json, "POST", messages.CLIENTS, join.to_json())
 
     def report(self, client: str, status: messages.Status) -> messages.Directions:
         """Say how far this client is.
@@ -105,11 +108,12 @@ class Server:
         Raises:
             NotThere: the server does not know it.
         """
-        return messages.Directions.from_json(self._json("POST", f"{messages.CLIENTS}/{client}", status.to_json()))
+        path = f"{messages.CLIENTS}/{client}"
+        return self._understood(messages.Directions.from_json, "POST", path, status.to_json())
 
     def leave(self, client: str, end: str) -> None:
         """End, and say how."""
-        self._json("DELETE", f"{messages.CLIENTS}/{client}?end={quote(end, safe='')}")
+        self._ask("DELETE", f"{messages.CLIENTS}/{client}?end={quote(end, safe='')}")
 
     def chunk(self, number: int) -> bytes:
         """The bytes of a chunk, whatever they are."""
@@ -127,12 +131,13 @@ class Server:
         """Hang up, also on what other threads wait for."""
         self._asker.close()
 
-    def _json(self, method: str, path: str, body: object = None) -> object:
+    def _understood(self, read: Callable[[Any], _T], method: str, path: str, body: object = None) -> _T:
         data = None if body is None else json.dumps(body).encode()
+        answer = self._ask(method, path, data)
         try:
-            return json.loads(self._ask(method, path, data))
-        except (ValueError, RecursionError):
-            raise ServerGone(f"{self.base} is no multicast server of ours") from None
+            return read(json.loads(answer))
+        except (ValueError, RecursionError) as error:
+            raise ServerGone(f"{self.base} is no multicast server of ours: {one_line(str(error))[:200]}") from None
 
     def _ask(self, method: str, path: str, body: bytes | None = None, most: int = 1 << 20) -> bytes:
         try:

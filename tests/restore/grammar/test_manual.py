@@ -71,7 +71,9 @@ def test_it_says_all_that_the_parser_knows(program: str) -> None:
     parser = PARSERS[program]()
     for verb in parser.verbs.values():
         assert f"       {verb.usage}\n" in text
-    brief = ("restore", "verify", "imagescan", "info", "capture", "server") if program == "targetmode" else ()
+    brief = (
+        ("restore", "verify", "imagescan", "info", "capture", "server", "discover") if program == "targetmode" else ()
+    )
     for name, verb in parser.verbs.items():
         if name in brief:
             continue

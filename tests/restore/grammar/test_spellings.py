@@ -92,7 +92,6 @@ RESTORE = "-source x -target y -erase "
 @pytest.mark.parametrize(
     ("typed", "line"),
     [
-        ("discover", "discover: it is not there yet: name the server, --source asr://HOST (see: asr help)"),
         (
             "restore -source x -file y",
             "--file: it is not there yet: truncate -s SIZE FILE, and name that as --target (see: asr help restore)",

@@ -168,7 +168,7 @@ COMPLETED = [
     ("asr restore --era\t", "--erase"),
     ("asr restore --source la\t", "lab.img"),
     ("asr capture --compress z\t", "zstd"),
-    ("targetmode dis\t", "disks"),
+    ("targetmode disk\t", "disks"),
     ("targetmode serve --read\t", "--read-only"),
 ]
 

@@ -13,8 +13,8 @@ from restore.grammar import make_parser, parse
 from tests.support import examples
 
 WRONG = [
-    ("", "a verb is missing: restore, verify, imagescan, info, capture, server, help, version, completion, manual "
-     "(see: asr help)"),
+    ("", "a verb is missing: restore, verify, imagescan, info, capture, server, discover, help, version, completion, "
+     "manual (see: asr help)"),
     ("--erase", "a verb is missing before --erase (see: asr help)"),
     ("reboot", "there is no verb reboot (see: asr help)"),
     ("restor -source x", "there is no verb restor; did you mean restore? (see: asr help)"),
@@ -34,8 +34,8 @@ WRONG = [
      "--json and --puppetstrings exclude each other (see: asr help restore)"),
     ("verify -s x -t y extra", "extra is one word too many (see: asr help verify)"),
     ("version now", "now is one word too many (see: asr help version)"),
-    ("help me", "TOPIC: 'me' is not restore, verify, imagescan, info, capture, server, help, version, completion, "
-     "manual or puppetstrings (see: asr help help)"),
+    ("help me", "TOPIC: 'me' is not restore, verify, imagescan, info, capture, server, discover, help, version, "
+     "completion, manual or puppetstrings (see: asr help help)"),
     ("completion", "SHELL is missing (see: asr help completion)"),
     ("completion tcsh", "SHELL: 'tcsh' is not bash, zsh or fish (see: asr help completion)"),
 ]  # fmt: skip

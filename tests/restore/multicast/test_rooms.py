@@ -5,6 +5,7 @@ Debian packages: iproute2 nftables ethtool.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -13,13 +14,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import Popen
+from subprocess import DEVNULL, Popen
 
 import pytest
 
 from tests.restore.multicast.rooms import ASR, SERVER, Machine, Room, room
 from tests.serving import run
-from tests.support import assert_same_bytes, wait_until
+from tests.support import assert_same_bytes, running, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
 
@@ -147,7 +148,8 @@ def test_a_client_that_is_killed_costs_nobody_anything(four: Room, image: Path, 
     assert_same_bytes((tmp_path / "0.img").read_bytes()[:MIB], bytes(MIB))  # it never looked like a disk
     wait_until(lambda: "says nothing any more, and counts as gone" in stream.text, "it was missed", 20)
     stream.process.send_signal(signal.SIGTERM)
-    assert stream.process.wait(10) == 1
+    assert stream.process.wait(10) == 0
+    assert stream.text.endswith("The stream has ended; at that moment nobody took part\n")
 
 
 @pytest.mark.parametrize("said", [True, False])
@@ -236,6 +238,36 @@ def test_what_is_cut_goes_on(alone: Room, image: Path, tmp_path: Path) -> None:
     stream.process.kill()
 
 
+def test_it_is_found(alone: Room, image: Path, tmp_path: Path) -> None:
+    (machine,) = alone.clients
+    out = ended(alone.start(machine, "discover", "--seconds", "0.5"), status=1)
+    assert out == (
+        "asr: no multicast server has answered within 0.5 seconds; where DNS-SD does not reach, name it: "
+        "--source asr://HOST\n"
+    )
+    stream = Stream(alone, image, "--once", "--port", "7803")
+    out = ended(alone.start(machine, "discover"))
+    assert out == f"asr://{SERVER}:7803  lab.img, 16.0 MiB, on {socket.gethostname()}\n"
+    (line,) = ended(alone.start(machine, "discover", "--json", "--interface", "eth0")).splitlines()
+    found = json.loads(line)
+    assert (found["source"], found["image"], found["size"]) == (f"asr://{SERVER}:7803", "lab.img", SIZE)
+    out = ended(restoring(alone, machine, tmp_path / "0.img", url="asr:"))
+    assert f"asr://{SERVER}:7803  lab.img" in out
+    check(image, tmp_path / "0.img")
+    stream.end()
+
+
+def test_of_several_one_has_to_be_named(four: Room, image: Path, tmp_path: Path) -> None:
+    Stream(four, image)
+    Stream(four, image, machine=four.clients[3])
+    Stream(four, image, "--no-discovery", "--port", "7804", machine=four.clients[2])
+    out = ended(restoring(four, four.clients[0], tmp_path / "0.img", url="asr:"), status=1)
+    assert out.startswith(
+        f"asr: there are 2 multicast servers, so name one: asr://{SERVER}:7800  lab.img, 16.0 MiB, on "
+    )
+    assert_same_bytes((tmp_path / "0.img").read_bytes(), bytes(SIZE))
+
+
 FORGER = """
 import json, socket, sys, time, urllib.request
 from restore.multicast.packet import Header
@@ -300,6 +332,11 @@ def test_wrong_places(alone: Room, image: Path, tmp_path: Path) -> None:
     assert out.endswith(f"the server streams lab.img, not other.img: say asr://{SERVER}/lab.img\n")
     out = ended(restoring(alone, machine, target, url=f"{URL}:7801"), status=1)
     assert f"http://{SERVER}:7801 does not answer: Connection refused" in out
+    words = (*alone.server.inside, sys.executable, "-m", "http.server", "--bind", SERVER, "7802")
+    with running(words, stderr=DEVNULL):
+        wait_until(lambda: alone.server.run("ss", "-ltn").count(":7802"), "a web server")
+        out = ended(restoring(alone, machine, target, url=f"{URL}:7802"), status=1)
+    assert f"http://{SERVER}:7802: HTTP status 404" in out
     out = ended(restoring(alone, machine, target, "--interface", "eth7"), status=1)
     assert "there is no interface eth7 with an IPv4 address that is up; there are: lo (127.0.0.1), eth0" in out
     assert_same_bytes(target.read_bytes(), bytes(SIZE))
