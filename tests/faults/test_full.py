@@ -70,7 +70,7 @@ def test_no_room(place: str, image: Path, tmp_path: Path) -> None:
             message = failed(asr.end())
             check_left_empty(message, where, disk)
     assert "No space left on device" in message
-    assert ROOM - MIB <= offset_in(message) <= ROOM + 4 * MIB
+    assert MIB <= offset_in(message) < SIZE  # any of those under way, when there was no room for all of them
 
 
 @pytest.mark.parametrize(("error", "said"), [("EIO", "Input/output error"), ("ENOSPC", "No space left on device")])
