@@ -187,7 +187,7 @@ class _Restore:
         totals = {RESTORING: lambda: max(source.expected_size - self._head, 0)}
         if settings.verify:
             totals[VERIFYING] = lambda: source.expected_size
-        watch = (source.progressed,) if isinstance(source, Arriving) else ()
+        watch = (source.progressed, source.missed) if isinstance(source, Arriving) else ()
         self._progress = Progress(report, totals, *watch)
 
     async def run(self) -> Done:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, Final, Protocol, TextIO
+from typing import Any, Final, Protocol, TextIO, runtime_checkable
 
 RESTORING: Final = "Restoring"
 VERIFYING: Final = "Verifying"
@@ -37,6 +37,15 @@ class Report(Protocol):
 
     def finished(self, summary: str, **facts: Any) -> None:
         """The end, well."""
+        ...
+
+
+@runtime_checkable
+class Marking(Protocol):
+    """A `Report` that marks where a stream left something out."""
+
+    def missed(self, phase: str) -> None:
+        """Since the last progress of a phase data were sent that did not come; they have to be sent again."""
         ...
 
 

@@ -21,6 +21,7 @@ class JSONReport:
         self._always = {} if target is None else {"target": target}
         self._phase = ""
         self._last: dict[str, tuple[float, int]] = {}
+        self._missed: set[str] = set()
 
     def begin(self, phase: str) -> None:
         self._phase = phase
@@ -35,7 +36,12 @@ class JSONReport:
         if done != before and (now - last >= _INTERVAL or done >= total):
             self._last[phase] = (now, done)
             percent = 100.0 if total == 0 else round(done * 100 / total, 1)
-            self._event("progress", phase=phase, bytes=done, total=total, percent=percent)
+            missed = {"missed": True} if phase in self._missed else {}
+            self._missed.discard(phase)
+            self._event("progress", phase=phase, bytes=done, total=total, percent=percent, **missed)
+
+    def missed(self, phase: str) -> None:
+        self._missed.add(phase)
 
     def note(self, text: str) -> None:
         self._event("note", message=text)

@@ -63,6 +63,44 @@ def test_a_note_has_a_line_of_its_own_and_the_bar_begins_anew() -> None:
     assert rest == ""
 
 
+def test_what_a_stream_missed_is_marked_once_and_stays_so() -> None:
+    """The next dot is an x, tens stay what they are, and a line that begins anew has it in the same place."""
+    out = io.StringIO()
+    report = ShownReport(TextReport(out, io.StringIO()), str)
+    report.progress("Restoring", 4, 100)
+    report.missed("Restoring")
+    report.missed("Restoring")
+    report.progress("Restoring", 5, 100)
+    assert out.getvalue() == "  Restoring  .."
+    report.progress("Restoring", 8, 100)
+    report.missed("Restoring")
+    report.progress("Restoring", 12, 100)
+    assert out.getvalue() == "  Restoring  ..x.10x"
+    report.note("connecting again")
+    report.progress("Restoring", 99, 100)
+    report.missed("Restoring")
+    report.progress("Restoring", 100, 100)
+    report.missed("Restoring")
+    report.progress("Verifying", 100, 100)
+    assert out.getvalue().splitlines() == [
+        "  Restoring  ..x.10x",
+        "  connecting again",
+        f"  Restoring  ..x.10x...{BAR[10:]}",
+        f"  Verifying  {BAR}",
+    ]
+
+
+def test_what_a_stream_missed_as_json() -> None:
+    out = io.StringIO()
+    report = JSONReport(out)
+    report.missed("Restoring")
+    report.progress("Restoring", 4, 4)
+    report.progress("Verifying", 4, 4)
+    first, second = map(json.loads, out.getvalue().splitlines())
+    assert first["missed"] is True
+    assert "missed" not in second
+
+
 def test_failure_goes_to_standard_error() -> None:
     out, errors = io.StringIO(), io.StringIO()
     report = TextReport(out, errors)

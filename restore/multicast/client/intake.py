@@ -150,6 +150,12 @@ class Intake:
         with self._lock:
             self._progress[who] = (restored, verified)
 
+    @property
+    def missed(self) -> int:
+        """Datagrams lost on the way, and chunks that there was no room for; anew with each run of a server."""
+        counters = self._assembly.counters
+        return counters.lost + counters.passed_over
+
     def close(self) -> None:
         """Take no more, and tell the server how it has ended."""
         end = "done" if self._targets_done == self._targets else "failed"

@@ -173,6 +173,10 @@ class MulticastSource:
         """The server is told with the next report."""
         self._intake.progressed(self, restored, verified)
 
+    def missed(self) -> int:
+        """Datagrams, and chunks that there was no room for."""
+        return self._intake.missed
+
     def reader(self) -> Self:
         """Of the same stream, for one more target."""
         other = object.__new__(type(self))

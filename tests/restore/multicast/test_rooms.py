@@ -26,6 +26,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for networ
 
 MIB = 1 << 20
 SIZE = 16 * MIB
+BAR = "....10....20....30....40....50....60....70....80....90....100"
 URL = f"asr://{SERVER}"
 
 
@@ -131,7 +132,10 @@ def test_lost_packets_cost_a_pass(four: Room, image: Path, tmp_path: Path) -> No
         machine.lose(5)
         processes.append(restoring(four, machine, target))
     for process in processes:
-        ended(process)
+        out = ended(process)
+        line = next(line for line in out.splitlines() if "Restoring" in line)
+        assert "x" in line
+        assert line.replace("x", ".") == f"  Restoring  {BAR}"
     check(image, *targets)
     assert "0.0% lost" not in stream.end()
 
