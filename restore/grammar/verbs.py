@@ -281,6 +281,10 @@ def _server(parser: Parser) -> Parser:
         "--carousel", action="store_true", help="send all of it round and round, for clients that say nothing"
     )
     how.add_argument(
+        "--fec", type=values.parity, default=0.0, metavar="N%%",
+        help="send so many repair segments along with each chunk, at least (as many as 0.5 to 20 %% loss asks for)",
+    )  # fmt: skip
+    how.add_argument(
         "--start-when", type=values.clients, default=1, metavar="N", help="start when N clients are there (1)"
     )
     how.add_argument(

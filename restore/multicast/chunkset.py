@@ -17,15 +17,17 @@ class ChunkSet:
     def __init__(self, count: int, members: Iterable[int] = ()) -> None:
         """Of chunks 0 to `count` - 1, those that are given."""
         self.count = count
-        self._bits = 0
+        bits = bytearray(-(-count // 8))  # one bit after the other would copy all of them each time
         for member in members:
-            self.add(member)
+            self._check(member)
+            bits[member >> 3] |= 1 << (member & 7)
+        self._bits = int.from_bytes(bits, "little")
 
     @classmethod
-    def full(cls, count: int) -> Self:
-        """All of them."""
+    def full(cls, count: int, first: int = 0) -> Self:
+        """All of them from `first` on."""
         made = cls(count)
-        made._bits = (1 << count) - 1
+        made._bits = ((1 << count) - 1) >> first << first
         return made
 
     def add(self, member: int) -> None:
@@ -34,8 +36,7 @@ class ChunkSet:
         Raises:
             IndexError: there is no such chunk.
         """
-        if not 0 <= member < self.count:
-            raise IndexError(f"there is no chunk {member}, there are {self.count}")
+        self._check(member)
         self._bits |= 1 << member
 
     def discard(self, member: int) -> None:
@@ -87,6 +88,10 @@ class ChunkSet:
         return isinstance(other, ChunkSet) and (self.count, self._bits) == (other.count, other._bits)
 
     __hash__ = None  # type: ignore[assignment]
+
+    def _check(self, member: int) -> None:
+        if not 0 <= member < self.count:
+            raise IndexError(f"there is no chunk {member}, there are {self.count}")
 
     def to_text(self) -> str:
         """As a message has it: the bits, lowest first, compressed by zlib, in base64."""

@@ -13,11 +13,13 @@ A refusal is a 4xx or 5xx status with `{"error": "…"}`.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Self
 
 from restore.multicast.chunkset import ChunkSet
 from restore.multicast.config import check_group
+from restore.multicast.layout import CHUNK
 from restore.multicast.packet import LEAST_SEGMENT, MOST_SEGMENT
 
 SESSION: Final = "/v1/session"
@@ -27,6 +29,7 @@ CLIENTS: Final = "/v1/clients"
 CHUNKS: Final = "/v1/chunks"
 MAX_BODY: Final = 16 << 20  # what a client sends; the chunks that it lacks of 8 TiB take 1 MiB at most
 REPORT_EVERY: Final = 0.5  # seconds between two reports of a client
+MOST_MISSING: Final = 1024  # chunks begun that a report has, at most
 _MOST_CHUNKS: Final = 1 << 27
 _MOST_NAME: Final = 255
 _MOST_TARGETS: Final = 64
@@ -141,7 +144,9 @@ class Counts:
         lost: datagrams that did not, as far as it can tell.
         duplicates: datagrams that were of no use.
         damaged: chunks that were whole and wrong.
-        passed_over: chunks that it lacked and had no room for.
+        passed_over: datagrams of chunks that it lacked and had no room for.
+        overflowed: datagrams that arrived, and were dropped because it did not come to take them; `lost` has them too.
+        repaired: chunks that repair segments made whole.
     """
 
     received: int = 0
@@ -152,6 +157,8 @@ class Counts:
     duplicates: int = 0
     damaged: int = 0
     passed_over: int = 0
+    overflowed: int = 0
+    repaired: int = 0
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
@@ -171,15 +178,22 @@ class Status:
         lacking: the chunks that it still needs.
         as_of: it has seen all that was sent before this number.
         counts: what it has done.
+        missing: of those of them that it has begun, how many segments it needs still, of whichever kind.
     """
 
     lacking: ChunkSet
     as_of: int
     counts: Counts
+    missing: Mapping[int, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As it goes over the wire."""
-        return {"lacking": self.lacking.to_text(), "as_of": self.as_of, "counts": asdict(self.counts)}
+        return {
+            "lacking": self.lacking.to_text(),
+            "missing": [list(pair) for pair in self.missing.items()],
+            "as_of": self.as_of,
+            "counts": asdict(self.counts),
+        }
 
     @classmethod
     def from_json(cls, value: Any, chunks: int) -> Self:
@@ -190,7 +204,15 @@ class Status:
         """
         try:
             lacking = ChunkSet.from_text(_text(value["lacking"], MAX_BODY), chunks)
-            return cls(lacking, _number(value["as_of"], 0, (1 << 63) - 1), Counts.from_json(value["counts"]))
+            missing = value["missing"]
+            if not isinstance(missing, list) or len(missing) > MOST_MISSING:
+                raise MessageError(f"at most {MOST_MISSING} chunks that are begun, in a list")
+            return cls(
+                lacking,
+                _number(value["as_of"], 0, (1 << 63) - 1),
+                Counts.from_json(value["counts"]),
+                {_number(chunk, 0, chunks - 1): _number(count, 1, CHUNK // LEAST_SEGMENT) for chunk, count in missing},
+            )
         except (TypeError, KeyError, ValueError) as error:
             raise MessageError(f"not how far a client is: {error!s:.120}") from None
 

@@ -47,6 +47,7 @@ async def serve(options: argparse.Namespace, report: Report) -> int:
         settings = ServerSettings(
             interface=options.interface,
             carousel=options.carousel,
+            fec=options.fec,
             start_when=options.start_when,
             start_wait=options.start_wait,
             notify=report.note,

@@ -19,13 +19,13 @@ from typing import Final
 
 from blake3 import blake3
 
-from restore.multicast.assembly import Assembly, Whole
+from restore.multicast.assembly import Assembly, Counters, Whole
 from restore.multicast.chunkset import ChunkSet
 from restore.multicast.client.server import NotThere, Server, ServerGone
 from restore.multicast.client.shelf import Place, Shelf
 from restore.multicast.layout import Layout
-from restore.multicast.session import REPORT_EVERY, Counts, Directions, Join, Session, Status
-from restore.multicast.sockets import Interface, receiving_socket
+from restore.multicast.session import MOST_MISSING, REPORT_EVERY, Counts, Directions, Join, Session, Status
+from restore.multicast.sockets import Interface, overflowed, receiving_socket
 from restore.source import SourceError
 
 PARTIAL: Final = 48  # chunks that may be incomplete at once
@@ -33,6 +33,7 @@ SILENCE: Final = 5.0  # seconds after which a stream that should arrive does not
 _LOOK: Final = 0.1  # seconds after which a thread that waits looks whether it is to end
 _JUDGES: Final = 2
 _ENDING: Final = 2.0  # seconds that threads may take to end, one of which may wait for a server that is gone
+_REPORT_AGAIN: Final = 0.1  # seconds between reports of a client that soon has no more room
 _PAUSE: Final = 1.0  # seconds between attempts to reach a server that is gone
 
 
@@ -90,6 +91,10 @@ class Intake:
         self._moved = time.monotonic()  # when anything came last
         self._arrived = 0.0  # when a datagram came last, or could have come first
         self._reported = -1  # sequence number that the last report was as of
+        self._reported_at = 0.0  # when that was
+        self._socket: socket.socket | None = None
+        self._overflowed = 0  # batches that were dropped, when that was looked at last
+        self._came = Counters()  # what had come by then
         self._lost = False  # the server did not answer the last time
         self._told = False  # that nothing arrives
 
@@ -177,6 +182,7 @@ class Intake:
         while not self._closing.is_set():
             session = self._session
             with sock:
+                self._socket = sock
                 while not self._closing.is_set() and session is self._session:
                     self._receive_batch(sock)
             if not self._closing.is_set():  # the server is another run of it
@@ -200,10 +206,15 @@ class Intake:
             self._judging += len(whole)
             came, ticked = assembly.counters.segments > segments, assembly.ticked
             late = ticked and bool(assembly.wanted) and assembly.sequence != self._reported
+            late = late or (
+                assembly.incomplete > PARTIAL // 2
+                and assembly.sequence != self._reported
+                and now - self._reported_at > _REPORT_AGAIN
+            )
         if came or ticked:
             self._arrived = now
         if late:
-            self._hurry.set()  # what was sent and did not come can be sent again at once
+            self._hurry.set()  # what was sent and did not come can be sent again at once, and room is made
         for each in whole:
             self._moved = now
             self._judges.submit(self._judge, each)
@@ -314,6 +325,7 @@ class Intake:
             assembly = self._assembly
             came = assembly.counters
             progress = self._progress.values() or ((0, 0),)
+            self._count_overflow(came)
             counts = replace(
                 self._counts,
                 written=min(restored for restored, _ in progress),
@@ -322,9 +334,21 @@ class Intake:
                 lost=came.lost,
                 duplicates=came.duplicates,
                 passed_over=came.passed_over,
+                repaired=came.repaired,
             )
-            self._reported = assembly.sequence
-            return Status(assembly.wanted.copy(), assembly.sequence, counts)
+            self._reported, self._reported_at = assembly.sequence, time.monotonic()
+            return Status(assembly.wanted.copy(), assembly.sequence, counts, assembly.missing(MOST_MISSING))
+
+    def _count_overflow(self, came: Counters) -> None:
+        """Tell what was lost here from what was lost on the way: the kernel counts batches, each of many datagrams."""
+        try:
+            dropped = 0 if self._socket is None else overflowed(self._socket)
+        except OSError:
+            return  # it is being closed
+        batches = max(dropped - self._overflowed, 0)
+        lost = min(batches * self._assembly.batch, max(came.lost - self._came.lost, 0))
+        self._counts = replace(self._counts, overflowed=self._counts.overflowed + lost)
+        self._overflowed, self._came = dropped, replace(came)
 
     def _check_patience(self) -> None:
         limit = self._settings.timeout

@@ -12,14 +12,17 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Final
 
-from restore.multicast.carousel import Carousel
+from restore.multicast.carousel import Carousel, Turn
 from restore.multicast.pacing import Regulator
+from restore.multicast.repair import MOST_LOSS
 from restore.multicast.session import Counts, Directions, Join, Status
 
 SLOW: Final = 1 / 3  # of the median's rate, below which a client is a straggler
 SLOW_FOR: Final = 30.0  # seconds that it has to be
 _KEPT: Final = 10_000  # clients that have left, of which is known how they ended
 _WINDOW: Final = 5.0  # seconds that a client's rate is told of
+_MEASURED_BY: Final = 500  # datagrams, from which on their loss means anything
+_WEIGHT: Final = 0.3  # of the last measurement in all of them
 
 
 @dataclass(slots=True)
@@ -54,7 +57,9 @@ class Guest:
     _history: deque[tuple[float, Counts]] = field(default_factory=lambda: deque(maxlen=256), repr=False)
     _slow_since: float | None = None
     _sequence: int = 0
-    _passed_over: float = 0.0
+    _let_go: float = 0.0  # which part of what was sent lately it could not take
+    _loss: float = 0.0  # which part of what was sent lately got lost on the way to it
+    _measured: Counts = field(default_factory=Counts, repr=False)  # when that was found out
 
     def rate(self, window: float = _WINDOW) -> float:
         """Bytes per second that came whole and right lately."""
@@ -68,8 +73,20 @@ class Guest:
 
     def loss(self) -> float:
         """Which part of the datagrams got lost on the way, 0 to 1."""
-        all_of_them = self.counts.segments + self.counts.lost
-        return self.counts.lost / all_of_them if all_of_them else 0.0
+        return _part(self.counts.lost, self.counts.segments + self.counts.lost)
+
+    def measure(self, counts: Counts, as_of: int) -> None:
+        """It has done so much, and has seen all that was sent before `as_of`."""
+        before, self.counts = self.counts, counts
+        if as_of > self._sequence:
+            missed = counts.passed_over - before.passed_over + counts.overflowed - before.overflowed
+            self._let_go = min(_part(missed, as_of - self._sequence), 1.0)
+            self._sequence = as_of
+        came, lost = counts.segments - self._measured.segments, counts.lost - self._measured.lost
+        if came + lost >= _MEASURED_BY:
+            on_the_way = lost - (counts.overflowed - self._measured.overflowed)
+            self._loss += _WEIGHT * (_part(on_the_way, came + lost) - self._loss)
+            self._measured = counts
 
 
 @dataclass(slots=True)
@@ -119,14 +136,10 @@ class Room:
         """
         with self._changed:
             guest = self._guests[name]
-            sent = status.as_of - guest._sequence
-            passed_over = status.counts.passed_over - guest.counts.passed_over
-            if sent > 0:
-                guest._passed_over = min(max(passed_over / sent, 0.0), 1.0)
-                guest._sequence = status.as_of
-            guest.counts, guest.lacking = status.counts, len(status.lacking)
+            guest.measure(status.counts, status.as_of)
+            guest.lacking = len(status.lacking)
             guest._history.append((now, status.counts))
-            self.carousel.report(name, status.lacking, status.as_of, now)
+            self.carousel.report(name, status.lacking, status.as_of, now, status.missing)
             self._start_if_due(now)
             self._changed.notify_all()
             return Directions(name, guest.alone, self._started)
@@ -146,8 +159,8 @@ class Room:
 
     # --- What the stream asks ---
 
-    def next(self, patience: float) -> tuple[int, int] | None:
-        """What to send now, as (chunk, sequence number); None when there was nothing for so many seconds."""
+    def next(self, patience: float) -> Turn | None:
+        """What to send now; None when there was nothing for so many seconds."""
         with self._changed:
             found = self._next()
             if found is None and not self._closed:
@@ -191,8 +204,9 @@ class Room:
     def regulate(self, sent: float) -> int | None:
         """The rate from now on, in bytes per second; `sent` is the one of late."""
         with self._changed:
-            followers = [guest._passed_over for guest in self._guests.values() if guest.lacking and not guest.alone]
-            return self.regulator.regulate(followers, sent)
+            followers = [guest for guest in self._guests.values() if guest.lacking and not guest.alone]
+            self.carousel.loss = max((guest._loss for guest in followers if guest._loss <= MOST_LOSS), default=0.0)
+            return self.regulator.regulate([guest._let_go for guest in followers], sent)
 
     def guests(self) -> list[Guest]:
         """Those that are there, in the order in which they came."""
@@ -210,7 +224,7 @@ class Room:
         with self._changed:
             return bool(self._left) and not self._guests
 
-    def _next(self) -> tuple[int, int] | None:
+    def _next(self) -> Turn | None:
         if self._closed or not (self._started or self.carousel.everything):
             return None
         carousel = self.carousel
@@ -219,12 +233,14 @@ class Room:
         lonely = carousel.passes - self._last_pass
         if carousel.everything and carousel.at_end and 0 < self.loop_suspend <= lonely:
             return None
-        sequence = carousel.sequence
-        chunk = carousel.next()
-        return None if chunk is None else (chunk, sequence)
+        return carousel.next()
 
     def _start_if_due(self, now: float) -> None:
         if self._started or self._first is None:
             return
         waited = self.start_wait is not None and now - self._first >= self.start_wait
         self._started = waited or len(self._guests) >= self.start_when
+
+
+def _part(part: int, whole: int) -> float:
+    return max(part / whole, 0.0) if whole > 0 else 0.0

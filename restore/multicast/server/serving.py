@@ -18,7 +18,7 @@ from restore.multicast.carousel import Carousel
 from restore.multicast.config import Config
 from restore.multicast.layout import Layout
 from restore.multicast.pacing import Pace, Regulator
-from restore.multicast.packet import HEADER_SIZE, segment_size
+from restore.multicast.packet import HEADER_SIZE, segment_size, segments_of
 from restore.multicast.server.chunks import ChunkReader
 from restore.multicast.server.control import ControlServer, Served
 from restore.multicast.server.manifest import Manifest
@@ -42,6 +42,7 @@ class ServerSettings:
         interface: name or address; None has the routes tell.
         listen: where the control API listens; None is everywhere.
         carousel: send all round and round, for clients that say nothing.
+        fec: repair segments that are sent along with each chunk at least, as a part of its own.
         start_when: clients to wait for before the stream starts.
         start_wait: seconds after the first one, when it starts all the same.
         notify: told in one line what is worth one.
@@ -50,6 +51,7 @@ class ServerSettings:
     interface: str | None = None
     listen: str | None = None
     carousel: bool = False
+    fec: float = 0.0
     start_when: int = 1
     start_wait: float | None = None
     notify: Callable[[str], None] = lambda text: None
@@ -104,7 +106,12 @@ async def serving(
     )  # fmt: skip
     limit = rate_limit(config, interface)
     room = Room(
-        Carousel(len(layout), everything=settings.carousel),
+        Carousel(
+            len(layout),
+            everything=settings.carousel,
+            segments=lambda chunk: segments_of(layout.length(chunk), size),
+            fec=settings.fec,
+        ),
         Regulator(limit, *([config.client_data_rate] if config.client_data_rate else [])),
         start_when=settings.start_when,
         start_wait=settings.start_wait,

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from restore.multicast.carousel import SILENCE, Carousel
+from restore.multicast.carousel import SILENCE, Carousel, Turn
 from restore.multicast.chunkset import ChunkSet
 from restore.multicast.pacing import Regulator
 from restore.multicast.server.room import SLOW_FOR, Room
@@ -37,7 +37,7 @@ def test_from_the_first_client_to_the_last() -> None:
     assert here.next(0) is None
     assert not here.all_done
     client = join(here)
-    assert [here.next(0) for _ in range(3)] == [(0, 0), (1, 1), (2, 2)]
+    assert [here.next(0) for _ in range(3)] == [Turn(0, 0, 1), Turn(1, 1, 1), Turn(2, 2, 1)]
     assert here.report(client, status(received=3, lacking=ChunkSet(COUNT), as_of=3), 1.0).streaming
     here.look_after(1.0)  # what it had from elsewhere is not sent
     assert here.next(0) is None
@@ -64,7 +64,7 @@ def test_it_waits_for_all_to_be_there() -> None:
     assert not here.report(first, status(), 1.0).streaming
     join(here, "b")
     assert here.report(first, status(), 1.0).streaming
-    assert here.next(0) == (0, 0)
+    assert here.next(0) == Turn(0, 0, 1)
 
 
 def test_it_does_not_wait_for_ever() -> None:
@@ -73,7 +73,7 @@ def test_it_does_not_wait_for_ever() -> None:
     here.look_after(104.9)
     assert here.next(0) is None
     here.look_after(105.0)
-    assert here.next(0) == (0, 0)
+    assert here.next(0) == Turn(0, 0, 1)
     assert here.report(first, status(), 105.0).streaming
 
 
@@ -126,10 +126,26 @@ def test_the_rate_follows_those_who_let_chunks_go_by() -> None:
     assert here.regulate(80 * MB) == 85 * MB
 
 
+def test_lost_on_the_way_or_only_here() -> None:
+    """The stream is repaired for what gets lost on the way; for what a client did not take in time it is slowed."""
+    here = room()
+    client = join(here)
+    for second in range(1, 20):
+        counts = Counts(segments=950 * second, lost=50 * second)
+        here.report(client, Status(ChunkSet.full(COUNT), 1000 * second, counts), second)
+    assert here.regulate(50 * MB) == 100 * MB
+    assert 0.049 < here.carousel.loss < 0.051
+    for second in range(20, 40):
+        counts = Counts(segments=950 * second, lost=50 * second, overflowed=50 * (second - 19) * 20)
+        here.report(client, Status(ChunkSet.full(COUNT), 1000 * second, counts), second)
+    assert (here.regulate(50 * MB) or 0) < 50 * MB
+    assert here.carousel.loss < 0.005
+
+
 def test_all_of_it_round_and_round_until_nobody_is_there() -> None:
     here = room(everything=True, loop_suspend=2)
     sent = [here.next(0) for _ in range(5 * COUNT)]
-    assert sent[: 2 * COUNT] == [(at % COUNT, at) for at in range(2 * COUNT)]
+    assert sent[: 2 * COUNT] == [Turn(at, at % COUNT, 1) for at in range(2 * COUNT)]
     assert sent[-1] is None
     client = join(here)
     assert all(here.next(0) is not None for _ in range(3 * COUNT))
@@ -145,7 +161,7 @@ def test_who_waits_for_something_to_send_is_woken() -> None:
     time.sleep(0.05)
     join(here)
     waiting.join(10)
-    assert found == [(0, 0)]
+    assert found == [Turn(0, 0, 1)]
     here.carousel.report(next(iter(here.carousel.members)), ChunkSet(COUNT), 1, 0)
     while here.next(0) is not None:
         pass
