@@ -166,6 +166,8 @@ class Assembly:
         self._places: list[memoryview] = []
         self._at: _Partial | None = None  # the chunk that is expected to go on, None for one that begins
         self._segment = 0  # of it, that is expected next
+        self._landed_in: _Partial | None = None  # likewise, when `landing` was called last
+        self._landed_at = 0
         self._run = 0  # segments of it that may land where they belong
         self._passed = -1  # the sequence number of the turn that was passed over last
         self._joined = False
@@ -189,7 +191,7 @@ class Assembly:
 
     def landing(self) -> list[memoryview]:
         """Where to receive the next batch; the same list as before, with other contents."""
-        at, segment = self._at, self._segment
+        at, segment = self._landed_in, self._landed_at = self._at, self._segment
         if at is None:
             places = self._fresh.places[: self.batch]
             self._run = len(places)
@@ -218,8 +220,10 @@ class Assembly:
             self.counters.foreign += 1
             return []
         first = self._parsed(self._headers[0])
-        if first is not None and self._as_expected(first, count):
-            return self._take(first, count)
+        if first is not None and self._is_run(first, count):
+            if self._as_expected(first, count):
+                return self._take(first, count)
+            return self._move(first, count)
         return self._sort(count)
 
     def forget(self, chunk: int) -> None:
@@ -231,15 +235,14 @@ class Assembly:
             self._run = 0  # what is being received lands in memory of it
 
     def _as_expected(self, first: Header, count: int) -> bool:
-        """Whether a batch is a run of one chunk's segments that lies where it belongs."""
+        """Whether a run lies where it belongs."""
         if count > self._run or first.segment != self._segment:
             return False
-        if self._at is not None:
-            if first.chunk != self._at.chunk:
-                return False
-        elif first.chunk >= len(self._layout) or first.chunk in self._partials:
-            return False
-        if first.segment + count > self._segments(first.chunk):
+        return first.chunk not in self._partials if self._at is None else first.chunk == self._at.chunk
+
+    def _is_run(self, first: Header, count: int) -> bool:
+        """Whether a batch is so many segments of one chunk in their order."""
+        if first.chunk >= len(self._layout) or first.segment + count > self._segments(first.chunk):
             return False
         if self._due_of != (first.sequence, first.chunk):
             self._due_of = (first.sequence, first.chunk)
@@ -262,6 +265,28 @@ class Assembly:
             partial.have[first.segment : first.segment + count] = b"\1" * count
             partial.missing -= count
         end = first.segment + count
+        self._expect(partial if end < partial.segments else None, end)
+        return self._completed(partial)
+
+    def _move(self, first: Header, count: int) -> list[Whole]:
+        """Put a run where it belongs: something before it was lost."""
+        self._note(first, count)
+        partial = self._partials.get(first.chunk) or self._open(first.chunk, None)
+        self._expect(None, 0)
+        if partial is None:
+            self.counters.duplicates += count
+            return []
+        end = first.segment + count
+        moves = zip(range(first.segment, end), self._places[:count], strict=True)
+        # It may lie in memory of the same chunk, before or behind where it belongs.
+        further_on = partial is self._landed_in and first.segment > self._landed_at
+        for segment, place in reversed(list(moves)) if further_on else moves:
+            if partial.have[segment]:
+                self.counters.duplicates += 1
+                continue
+            partial.buffer.places[segment][:] = place
+            partial.have[segment] = 1
+            partial.missing -= 1
         self._expect(partial if end < partial.segments else None, end)
         return self._completed(partial)
 

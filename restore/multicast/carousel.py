@@ -172,6 +172,21 @@ class Carousel:
         segments = self.segments(found)
         return self._send(found, segments, self._parity(segments))
 
+    def wait(self, name: str) -> int:
+        """How many chunks will be sent before a client has got the last one that it lacks and has not begun.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        member = self.members[name]
+        behind = ahead = None
+        for chunk in member.lacking:
+            if chunk in self._needed and chunk not in member.missing:
+                behind, ahead = (chunk, ahead) if chunk < self._position else (behind, chunk)
+        if behind is not None:
+            return len(self._needed.between(self._position, self.count)) + len(self._needed.between(0, behind))
+        return 0 if ahead is None else len(self._needed.between(self._position, ahead))
+
     def refresh(self) -> None:
         """Find out anew what is to be sent: what was lacking when somebody said so may not be any more."""
         self._needed = ChunkSet(self.count)

@@ -57,6 +57,12 @@ class ChunkSet:
         rest = self._bits >> start
         return None if not rest else start + (rest & -rest).bit_length() - 1
 
+    def between(self, start: int, end: int) -> Self:
+        """The members from `start` to `end` - 1."""
+        made = type(self)(self.count)
+        made._bits = (self._bits & ((1 << end) - 1)) >> start << start
+        return made
+
     def copy(self) -> Self:
         """Another with the same members."""
         made = type(self)(self.count)

@@ -6,9 +6,8 @@ size: the last segment of a chunk is padded with zeroes. Integers are big-endian
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from struct import Struct as Precompiled
-from typing import Final
+from typing import Final, NamedTuple
 
 from construct import Bytes, Const, Int8ub, Int16ub, Int32ub, Int64ub, Struct
 
@@ -40,8 +39,7 @@ _CHUNK: Final = 20
 _SEGMENT: Final = 24
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """The header of a datagram, see `HEADER`."""
 
     session: int

@@ -28,7 +28,9 @@ SIGNATURE: Final = "/v1/manifest.sig"
 CLIENTS: Final = "/v1/clients"
 CHUNKS: Final = "/v1/chunks"
 MAX_BODY: Final = 16 << 20  # what a client sends; the chunks that it lacks of 8 TiB take 1 MiB at most
-REPORT_EVERY: Final = 0.5  # seconds between two reports of a client
+REPORT_EVERY: Final = 0.2  # seconds between two reports of a client, where there are few
+MOST_REPORTS: Final = 500  # a second, of all clients together
+_SELDOM: Final = 5.0  # seconds between two reports of a client at most
 MOST_MISSING: Final = 1024  # chunks begun that a report has, at most
 _MOST_CHUNKS: Final = 1 << 27
 _MOST_NAME: Final = 255
@@ -179,12 +181,14 @@ class Status:
         as_of: it has seen all that was sent before this number.
         counts: what it has done.
         missing: of those of them that it has begun, how many segments it needs still, of whichever kind.
+        filled: which part of its memory for chunks that wait for its target is taken, 0 to 1.
     """
 
     lacking: ChunkSet
     as_of: int
     counts: Counts
     missing: Mapping[int, int] = field(default_factory=dict)
+    filled: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As it goes over the wire."""
@@ -192,6 +196,7 @@ class Status:
             "lacking": self.lacking.to_text(),
             "missing": [list(pair) for pair in self.missing.items()],
             "as_of": self.as_of,
+            "filled": self.filled,
             "counts": asdict(self.counts),
         }
 
@@ -212,6 +217,7 @@ class Status:
                 _number(value["as_of"], 0, (1 << 63) - 1),
                 Counts.from_json(value["counts"]),
                 {_number(chunk, 0, chunks - 1): _number(count, 1, CHUNK // LEAST_SEGMENT) for chunk, count in missing},
+                _fraction(value["filled"], 1.0),
             )
         except (TypeError, KeyError, ValueError) as error:
             raise MessageError(f"not how far a client is: {error!s:.120}") from None
@@ -225,11 +231,13 @@ class Directions:
         client: what the client is called from now on.
         alone: it is to fetch what it lacks by itself.
         streaming: the stream has begun.
+        report_every: seconds from this report to the next one; with cause, a client may report twice as often.
     """
 
     client: str
     alone: bool
     streaming: bool
+    report_every: float = REPORT_EVERY
 
     def to_json(self) -> dict[str, Any]:
         """As it goes over the wire."""
@@ -246,9 +254,15 @@ class Directions:
             client = _text(value["client"])
             if not _ID.fullmatch(client):
                 raise MessageError(f"{client!r:.80} is no client")
-            return cls(client, _truth(value["alone"]), _truth(value["streaming"]))
+            every = _fraction(value["report_every"], _SELDOM)
+            return cls(client, _truth(value["alone"]), _truth(value["streaming"]), every)
         except (TypeError, KeyError, ValueError) as error:
             raise MessageError(f"not what a multicast server answers to a client: {error!s:.120}") from None
+
+
+def report_every(clients: int) -> float:
+    """Seconds between two reports of each of so many clients."""
+    return min(max(REPORT_EVERY, clients / MOST_REPORTS), _SELDOM)
 
 
 def _text(value: Any, most: int = _MOST_NAME) -> str:
@@ -261,6 +275,12 @@ def _number(value: Any, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
         raise MessageError(f"{value!r:.40} is no number from {least} to {most}")
     return value
+
+
+def _fraction(value: Any, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise MessageError(f"{value!r:.40} is no number from 0 to {most:g}")
+    return float(value)
 
 
 def _truth(value: Any) -> bool:

@@ -132,7 +132,7 @@ class _Board:
 
     def ready(self) -> None:
         session, interface = self._running.session, self._running.interface
-        rate = self._running.sender.pace.rate
+        rate = self._running.limit
         self._say(
             f"{session.image}: {format_size(session.size)} to {session.group} port {session.port} by {interface.name} "
             f"({interface.address}), at most {format_size(rate) + '/s' if rate else 'as fast as it goes'}",

@@ -22,7 +22,7 @@ from blake3 import blake3
 from restore.multicast.assembly import Assembly, Counters, Whole
 from restore.multicast.chunkset import ChunkSet
 from restore.multicast.client.server import NotThere, Server, ServerGone
-from restore.multicast.client.shelf import Place, Shelf
+from restore.multicast.client.shelf import CAPACITY, Place, Shelf
 from restore.multicast.layout import Layout
 from restore.multicast.session import MOST_MISSING, REPORT_EVERY, Counts, Directions, Join, Session, Status
 from restore.multicast.sockets import Interface, overflowed, receiving_socket
@@ -33,7 +33,7 @@ SILENCE: Final = 5.0  # seconds after which a stream that should arrive does not
 _LOOK: Final = 0.1  # seconds after which a thread that waits looks whether it is to end
 _JUDGES: Final = 2
 _ENDING: Final = 2.0  # seconds that threads may take to end, one of which may wait for a server that is gone
-_REPORT_AGAIN: Final = 0.1  # seconds between reports of a client that soon has no more room
+_REPORT_AGAIN: Final = 0.02  # seconds between reports that have cause, where there are few clients
 _PAUSE: Final = 1.0  # seconds between attempts to reach a server that is gone
 
 
@@ -93,8 +93,6 @@ class Intake:
         self._reported = -1  # sequence number that the last report was as of
         self._reported_at = 0.0  # when that was
         self._socket: socket.socket | None = None
-        self._overflowed = 0  # batches that were dropped, when that was looked at last
-        self._came = Counters()  # what had come by then
         self._lost = False  # the server did not answer the last time
         self._told = False  # that nothing arrives
 
@@ -205,11 +203,10 @@ class Intake:
             whole = assembly.landed(0 if flags & socket.MSG_TRUNC else received)
             self._judging += len(whole)
             came, ticked = assembly.counters.segments > segments, assembly.ticked
-            late = ticked and bool(assembly.wanted) and assembly.sequence != self._reported
-            late = late or (
-                assembly.incomplete > PARTIAL // 2
+            late = (
+                ((ticked and bool(assembly.wanted)) or assembly.incomplete > PARTIAL // 2)
                 and assembly.sequence != self._reported
-                and now - self._reported_at > _REPORT_AGAIN
+                and now - self._reported_at > self._soonest
             )
         if came or ticked:
             self._arrived = now
@@ -238,7 +235,8 @@ class Intake:
 
     def _report(self) -> None:
         while not self._closing.is_set():
-            self._hurry.wait(_PAUSE if self._lost else REPORT_EVERY)
+            every = REPORT_EVERY if self._directions is None else self._directions.report_every
+            self._hurry.wait(_PAUSE if self._lost else every)
             self._hurry.clear()
             if self._closing.is_set():
                 return
@@ -302,6 +300,12 @@ class Intake:
 
     # --- Smaller things ---
 
+    @property
+    def _soonest(self) -> float:
+        """Seconds from a report to one that has cause."""
+        every = REPORT_EVERY if self._directions is None else self._directions.report_every
+        return every / 2 if every > REPORT_EVERY else _REPORT_AGAIN
+
     def _join(self) -> Directions:
         return self._server.join(Join(self._settings.name, self._settings.targets, self._assembly.wanted.copy()))
 
@@ -337,7 +341,8 @@ class Intake:
                 repaired=came.repaired,
             )
             self._reported, self._reported_at = assembly.sequence, time.monotonic()
-            return Status(assembly.wanted.copy(), assembly.sequence, counts, assembly.missing(MOST_MISSING))
+            filled = round(min(self._shelf.filled + self._judging / CAPACITY, 1.0), 3)
+            return Status(assembly.wanted.copy(), assembly.sequence, counts, assembly.missing(MOST_MISSING), filled)
 
     def _count_overflow(self, came: Counters) -> None:
         """Tell what was lost here from what was lost on the way: the kernel counts batches, each of many datagrams."""
@@ -345,10 +350,7 @@ class Intake:
             dropped = 0 if self._socket is None else overflowed(self._socket)
         except OSError:
             return  # it is being closed
-        batches = max(dropped - self._overflowed, 0)
-        lost = min(batches * self._assembly.batch, max(came.lost - self._came.lost, 0))
-        self._counts = replace(self._counts, overflowed=self._counts.overflowed + lost)
-        self._overflowed, self._came = dropped, replace(came)
+        self._counts = replace(self._counts, overflowed=min(dropped * self._assembly.batch, came.lost))
 
     def _check_patience(self) -> None:
         limit = self._settings.timeout

@@ -83,6 +83,12 @@ class Shelf:
             waiting = [len(place._items) for place in self.places if place.wanted]
             return max(self._each - min(waiting), 0) if waiting else 0
 
+    @property
+    def filled(self) -> float:
+        """Which part of the room is taken with the one that has least of it, 0 to 1."""
+        with self.changed:
+            return max((len(place._items) / self._each for place in self.places), default=0.0)
+
     def put(self, chunk: int, data: memoryview) -> bool:
         """A chunk that is right; whether all who want it have it now."""
         with self.changed:

@@ -15,10 +15,12 @@ from typing import Final
 from restore.multicast.carousel import Carousel, Turn
 from restore.multicast.pacing import Regulator
 from restore.multicast.repair import MOST_LOSS
-from restore.multicast.session import Counts, Directions, Join, Status
+from restore.multicast.session import Counts, Directions, Join, Status, report_every
 
 SLOW: Final = 1 / 3  # of the median's rate, below which a client is a straggler
 SLOW_FOR: Final = 30.0  # seconds that it has to be
+TAIL: Final = 32  # chunks: the rest of an image that a client fetches by itself, if it had to wait longer for them
+_TAILS: Final = 4  # clients that do so at a time
 _KEPT: Final = 10_000  # clients that have left, of which is known how they ended
 _WINDOW: Final = 5.0  # seconds that a client's rate is told of
 _MEASURED_BY: Final = 500  # datagrams, from which on their loss means anything
@@ -37,8 +39,10 @@ class Guest:
         joined: when it began.
         needed: chunks that it lacked then.
         lacking: chunks that it lacks now.
+        filled: which part of its memory for chunks is taken, 0 to 1.
         counts: what it has done, as it says.
         alone: it fetches by itself.
+        tail: that is because it lacks little, and the stream is elsewhere.
         end: how it ended, in a word; None while it has not.
         ended: when.
     """
@@ -50,13 +54,16 @@ class Guest:
     joined: float
     needed: int
     lacking: int
+    filled: float = 0.0
     counts: Counts = field(default_factory=Counts)
     alone: bool = False
+    tail: bool = False
     end: str | None = None
     ended: float = 0.0
     _history: deque[tuple[float, Counts]] = field(default_factory=lambda: deque(maxlen=256), repr=False)
     _slow_since: float | None = None
     _sequence: int = 0
+    _measured_from: int = 0  # the sequence number from which on `_let_go` is measured
     _let_go: float = 0.0  # which part of what was sent lately it could not take
     _loss: float = 0.0  # which part of what was sent lately got lost on the way to it
     _measured: Counts = field(default_factory=Counts, repr=False)  # when that was found out
@@ -75,13 +82,17 @@ class Guest:
         """Which part of the datagrams got lost on the way, 0 to 1."""
         return _part(self.counts.lost, self.counts.segments + self.counts.lost)
 
+    def let_go(self) -> float:
+        """Which part of what was sent lately was too fast for it, or for the way to it, 0 to 1."""
+        return max(self._let_go, self._loss if self._loss > MOST_LOSS else 0.0)
+
     def measure(self, counts: Counts, as_of: int) -> None:
         """It has done so much, and has seen all that was sent before `as_of`."""
         before, self.counts = self.counts, counts
         if as_of > self._sequence:
             missed = counts.passed_over - before.passed_over + counts.overflowed - before.overflowed
             self._let_go = min(_part(missed, as_of - self._sequence), 1.0)
-            self._sequence = as_of
+            self._measured_from, self._sequence = self._sequence, as_of
         came, lost = counts.segments - self._measured.segments, counts.lost - self._measured.lost
         if came + lost >= _MEASURED_BY:
             on_the_way = lost - (counts.overflowed - self._measured.overflowed)
@@ -112,6 +123,8 @@ class Room:
     _started: bool = False
     _first: float | None = None  # when the first client came
     _last_pass: int = 0  # that anybody was there in
+    _rated_from: int = 0  # the sequence number from which on the rate is what it is
+    _slowed_from: int = 0  # likewise, from which on it has not been lowered
     _closed: bool = False
 
     # --- What clients do ---
@@ -126,7 +139,7 @@ class Room:
             self.carousel.join(guest.id, join.lacking, now)
             self._start_if_due(now)
             self._changed.notify_all()
-            return Directions(guest.id, guest.alone, self._started)
+            return self._directions(guest)
 
     def report(self, name: str, status: Status, now: float) -> Directions:
         """A client says how far it is.
@@ -137,12 +150,12 @@ class Room:
         with self._changed:
             guest = self._guests[name]
             guest.measure(status.counts, status.as_of)
-            guest.lacking = len(status.lacking)
+            guest.lacking, guest.filled = len(status.lacking), status.filled
             guest._history.append((now, status.counts))
             self.carousel.report(name, status.lacking, status.as_of, now, status.missing)
             self._start_if_due(now)
             self._changed.notify_all()
-            return Directions(name, guest.alone, self._started)
+            return self._directions(guest)
 
     def leave(self, name: str, end: str, now: float) -> None:
         """A client has ended, well or badly.
@@ -199,14 +212,31 @@ class Room:
                     lines.append(
                         f"{guest.name} ({guest.address}) is slower than a third of the others: it fetches by itself now"
                     )
+            self._see_to_tails()
         return lines
 
-    def regulate(self, sent: float) -> int | None:
+    def regulate(self, sent: float) -> int:
         """The rate from now on, in bytes per second; `sent` is the one of late."""
         with self._changed:
             followers = [guest for guest in self._guests.values() if guest.lacking and not guest.alone]
             self.carousel.loss = max((guest._loss for guest in followers if guest._loss <= MOST_LOSS), default=0.0)
-            return self.regulator.regulate([guest._let_go for guest in followers], sent)
+            # What was sent before the rate was changed last says nothing about the rate that there is now, but that a
+            # lower one was too much already.
+            telling = [guest for guest in followers if guest._measured_from >= self._slowed_from]
+            before = self.regulator.rate
+            if 2 * len(telling) > len(followers):
+                fresh = sum(guest._measured_from >= self._rated_from for guest in telling)
+                self.regulator.regulate(
+                    [guest.let_go() for guest in telling],
+                    [guest.filled for guest in telling],
+                    sent,
+                    may_rise=2 * fresh > len(followers),
+                )
+            if self.regulator.rate != before:
+                self._rated_from = self.carousel.sequence
+            if self.regulator.rate < before:
+                self._slowed_from = self.carousel.sequence
+            return self.regulator.rate
 
     def guests(self) -> list[Guest]:
         """Those that are there, in the order in which they came."""
@@ -223,6 +253,20 @@ class Room:
         """Whether there was a client, and all have ended."""
         with self._changed:
             return bool(self._left) and not self._guests
+
+    def _see_to_tails(self) -> None:
+        """Have those fetch the rest that lack little, and would have to wait long for it while others lack much."""
+        at_it = sum(guest.tail for guest in self._guests.values())
+        for guest in self._guests.values():
+            if at_it >= _TAILS:
+                return
+            if not guest.alone and 0 < guest.lacking <= TAIL and self.carousel.wait(guest.id) > 2 * TAIL:
+                guest.alone = guest.tail = True
+                self.carousel.set_alone(guest.id, alone=True)
+                at_it += 1
+
+    def _directions(self, guest: Guest) -> Directions:
+        return Directions(guest.id, guest.alone, self._started, report_every(len(self._guests)))
 
     def _next(self) -> Turn | None:
         if self._closed or not (self._started or self.carousel.everything):

@@ -30,7 +30,7 @@ from restore.source import Source
 from targetmode.listening import ListenError, listen_tcp
 
 SHARE: Final = 0.9  # of an interface's speed, where no rate is told
-LOOK_EVERY: Final = 0.5  # seconds between looks at the clients
+LOOK_EVERY: Final = 0.2  # seconds between looks at the clients
 _ANYWHERE: Final = "239.192.0.0"  # RFC 2365, section 6.2: the organization-local scope
 
 
@@ -66,6 +66,7 @@ class Running:
         room: to whom.
         sender: how.
         interface: by which interface.
+        limit: bytes per second that are never exceeded; None where nothing tells.
         failed: set when the stream has failed; `sender.failure` says why.
     """
 
@@ -73,6 +74,7 @@ class Running:
     room: Room
     sender: Sender
     interface: Interface
+    limit: int | None
     failed: asyncio.Event
 
 
@@ -105,6 +107,7 @@ async def serving(
         blake3(manifest.data).hexdigest(), group, config.port, size,
     )  # fmt: skip
     limit = rate_limit(config, interface)
+    regulator = Regulator(limit, *([config.client_data_rate] if config.client_data_rate else []))
     room = Room(
         Carousel(
             len(layout),
@@ -112,7 +115,7 @@ async def serving(
             segments=lambda chunk: segments_of(layout.length(chunk), size),
             fec=settings.fec,
         ),
-        Regulator(limit, *([config.client_data_rate] if config.client_data_rate else [])),
+        regulator,
         start_when=settings.start_when,
         start_wait=settings.start_wait,
         loop_suspend=config.loop_suspend,
@@ -125,7 +128,7 @@ async def serving(
         def ended() -> None:
             loop.call_soon_threadsafe(failed.set)
 
-        sender = Sender(room, chunks, session.id, size, batches, Pace(limit), ended)
+        sender = Sender(room, chunks, session.id, size, batches, Pace(regulator.rate), ended)
         control = ControlServer(Served(session, manifest.data, manifest.signature, chunks, room))
         try:
             sockets = listen_tcp(settings.listen or "0.0.0.0", config.port)  # noqa: S104 - it is for the room
@@ -135,7 +138,7 @@ async def serving(
         looking = asyncio.create_task(_look_after(room, sender, settings.notify))
         sender.start()
         try:
-            yield Running(session, room, sender, interface, failed)
+            yield Running(session, room, sender, interface, limit, failed)
         finally:
             looking.cancel()
             await asyncio.to_thread(sender.stop)
