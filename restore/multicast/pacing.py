@@ -6,7 +6,7 @@ Pure: the time is told, in seconds of any clock that only goes forward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
+from statistics import median_low
 from typing import Final
 
 CATCH_UP: Final = 0.005  # seconds that sending may be behind its time and make up for; a longer pause is no credit
@@ -72,8 +72,8 @@ class Regulator:
         """
         if not passed_over:
             return self.rate
-        much = median(passed_over)
-        if much > _MUCH or median(filled) > _FULL:
+        much = median_low(passed_over)
+        if much > _MUCH or median_low(filled) > _FULL:
             self._too_much = min(sent, self.rate)
             self.rate = max(int(self._too_much * (1 - much) * _SLOWER), self._least)
         elif may_rise and sent > _IN_USE * self.rate:
