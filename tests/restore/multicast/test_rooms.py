@@ -13,13 +13,14 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 
 import pytest
 
 from tests.restore.multicast.rooms import ASR, SERVER, Machine, Room, room
-from tests.serving import run
+from tests.serving import run, serving
 from tests.support import assert_same_bytes, running, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
@@ -322,6 +323,25 @@ def test_several_targets_of_one_receiver(alone: Room, image: Path, tmp_path: Pat
     ended(restoring(alone, alone.clients[0], targets[0], *more))
     check(image, *targets)
     assert stream.end().count("done after") == 1
+
+
+def test_one_receiver_for_exported_disks(four: Room, image: Path, tmp_path: Path) -> None:
+    """One machine takes the stream, once, for the disks that two others offer, which verify them on their own side."""
+    stream = Stream(four, image, "--once")
+    receiver, *others = four.clients
+    with ExitStack() as stack:
+        uris, disks = [], [tmp_path / f"{number}.img" for number in range(2)]
+        for machine, disk in zip(others, disks, strict=False):
+            disk.write_bytes(bytes(SIZE))
+            options = (f"--listen={machine.address}:10809", f"--control={machine.address}:10810", "--insecure")
+            errors = tmp_path / f"{disk.name}.errors"
+            served = stack.enter_context(
+                serving(disk, options=options, prefix=machine.inside, errors=errors, clean=False)
+            )
+            uris.append(served.uri(kind=machine.address))
+        assert ", verified" in ended(restoring(four, receiver, uris[0], f"--target={uris[1]}"))
+        check(image, *disks)
+    assert stream.end().count("13.0 MiB received") == 1
 
 
 def test_wrong_places(alone: Room, image: Path, tmp_path: Path) -> None:
