@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import median
 from typing import Final
 
 from restore.multicast.carousel import Carousel
 from restore.multicast.pacing import Regulator
-from restore.multicast.session import Counts, Directions, Join, Status
+from restore.multicast.session import MOST_CLIENTS, Counts, Directions, Join, Status
 
 SLOW: Final = 1 / 3  # of the median's rate, below which a client is a straggler
 SLOW_FOR: Final = 30.0  # seconds that it has to be
+ENDS: Final = ("done", "failed", "left", "silent")  # how a client may end; whatever else it says counts as left
 _KEPT: Final = 10_000  # clients that have left, of which is known how they ended
 _WINDOW: Final = 5.0  # seconds that a client's rate is told of
+
+
+class RoomFull(Exception):
+    """There are as many clients as there may be; `str()` says so."""
 
 
 @dataclass(slots=True)
@@ -35,6 +42,7 @@ class Guest:
         needed: chunks that it lacked then.
         lacking: chunks that it lacks now.
         counts: what it has done, as it says.
+        heard: when it spoke last.
         alone: it fetches by itself.
         end: how it ended, in a word; None while it has not.
         ended: when.
@@ -48,6 +56,7 @@ class Guest:
     needed: int
     lacking: int
     counts: Counts = field(default_factory=Counts)
+    heard: float = 0.0
     alone: bool = False
     end: str | None = None
     ended: float = 0.0
@@ -58,13 +67,25 @@ class Guest:
 
     def rate(self, window: float = _WINDOW) -> float:
         """Bytes per second that came whole and right lately."""
+        return self.speed(lambda counts: counts.received, window)
+
+    def speed(self, count: Callable[[Counts], int], window: float = _WINDOW) -> float:
+        """How much one of the counts has grown lately, per second."""
         if len(self._history) < 2:
             return 0.0
-        last, counts = self._history[-1]
-        first, before = next(
-            entry for entry in self._history if last - entry[0] <= window or entry is self._history[-2]
-        )
-        return (counts.received - before.received) / max(last - first, 0.001)
+        newest_first = reversed(self._history)
+        last, counts = next(newest_first)
+        first, before = next(newest_first)
+        for at, older in newest_first:
+            if last - at > window:
+                break
+            first, before = at, older
+        return (count(counts) - count(before)) / max(last - first, 0.001)
+
+    @property
+    def slow(self) -> bool:
+        """Whether it is a straggler, or about to be one."""
+        return self.alone or self._slow_since is not None
 
     def loss(self) -> float:
         """Which part of the datagrams got lost on the way, 0 to 1."""
@@ -82,6 +103,8 @@ class Room:
         start_when: clients that have to be there before the stream starts.
         start_wait: seconds after the first client, when it starts all the same; None is never.
         loop_suspend: passes without a client after which a stream that sends everything stops; 0 is never.
+        most: clients that there may be at a time.
+        ends: how many have ended in each of the ways that `ENDS` has.
     """
 
     carousel: Carousel
@@ -89,6 +112,8 @@ class Room:
     start_when: int = 1
     start_wait: float | None = None
     loop_suspend: int = 0
+    most: int = MOST_CLIENTS
+    ends: Counter[str] = field(default_factory=Counter)
     _guests: dict[str, Guest] = field(default_factory=dict)
     _left: deque[Guest] = field(default_factory=lambda: deque(maxlen=_KEPT))
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -100,9 +125,16 @@ class Room:
     # --- What clients do ---
 
     def join(self, join: Join, address: str, now: float) -> Directions:
-        """A client begins."""
+        """A client begins.
+
+        Raises:
+            RoomFull: it has to wait until another one has ended.
+        """
         guest = Guest(secrets.token_hex(8), join.name, address, join.targets, now, len(join.lacking), len(join.lacking))
+        guest.heard = now
         with self._changed:
+            if len(self._guests) >= self.most:
+                raise RoomFull(f"{self.most} clients take part, and no more may: try again when one of them has ended")
             self._guests[guest.id] = guest
             self._first = now if self._first is None else self._first
             guest._sequence = self.carousel.sequence
@@ -126,6 +158,7 @@ class Room:
                 guest._sequence = status.as_of
             guest.counts, guest.lacking = status.counts, len(status.lacking)
             guest._history.append((now, status.counts))
+            guest.heard = now
             self.carousel.report(name, status.lacking, status.as_of, now)
             self._start_if_due(now)
             self._changed.notify_all()
@@ -138,9 +171,7 @@ class Room:
             KeyError: there is none of that name.
         """
         with self._changed:
-            guest = self._guests.pop(name)
-            guest.end, guest.ended = end, now
-            self._left.append(guest)
+            self._end(name, end, now)
             self.carousel.leave(name)
             self._changed.notify_all()
 
@@ -166,9 +197,7 @@ class Room:
         lines = []
         with self._changed:
             for name in self.carousel.expire(now):
-                guest = self._guests.pop(name)
-                guest.end, guest.ended = "silent", now
-                self._left.append(guest)
+                guest = self._end(name, "silent", now)
                 lines.append(f"{guest.name} ({guest.address}) says nothing any more, and counts as gone")
             self.carousel.refresh()
             self._start_if_due(now)
@@ -199,16 +228,30 @@ class Room:
         with self._changed:
             return list(self._guests.values())
 
-    def left(self) -> list[Guest]:
-        """Those that are not any more, the last ones last."""
+    def left(self, most: int | None = None) -> list[Guest]:
+        """Those that are not any more, the last ones last; of them the last so many."""
         with self._changed:
-            return list(self._left)
+            if most is None:
+                return list(self._left)
+            return list(islice(reversed(self._left), most))[::-1]
+
+    @property
+    def started(self) -> bool:
+        """Whether those who are to be waited for have come."""
+        return self._started
 
     @property
     def all_done(self) -> bool:
         """Whether there was a client, and all have ended."""
         with self._changed:
             return bool(self._left) and not self._guests
+
+    def _end(self, name: str, end: str, now: float) -> Guest:
+        guest = self._guests.pop(name)
+        guest.end, guest.ended = end, now
+        self._left.append(guest)
+        self.ends[end if end in ENDS else "left"] += 1
+        return guest
 
     def _next(self) -> tuple[int, int] | None:
         if self._closed or not (self._started or self.carousel.everything):
