@@ -126,7 +126,7 @@ class Board:
             self._due = now + (_STATUS if self._as_json else _SUMMARY)
             view = running.watch.view(now)
             if self._as_json or there:
-                self._say("; ".join(view.lines()), "status", **view.to_json())
+                self._say(f"{view.stream}; {view.summary}", "status", **view.to_json())
         self._clients = there
 
     def _draw(self, view: View) -> None:

@@ -42,6 +42,7 @@ async def serve(options: argparse.Namespace, report: Report) -> int:
         if isinstance(source, Prepared):  # chunks are checked as they are sent
             source = source.source
         manifest = await _manifest(source, image.path, options.source, report)
+        report.begin("Starting server")  # which ends the bar of the scan, if there was one
         terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         board = Board(report, as_json=options.json, table=terminal and not options.puppetstrings)
         stack.callback(board.close)
@@ -53,6 +54,7 @@ async def serve(options: argparse.Namespace, report: Report) -> int:
             notify=board.note,
         )
         running = await stack.enter_async_context(serving(_name(options.source), source, manifest, config, settings))
+        report.done()
         if config.discovery:
             from restore.multicast.discovery import announced
 

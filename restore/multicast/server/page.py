@@ -57,13 +57,14 @@ function share(row, percent) {
 function show(view) {
   document.title = view.image + ' - asr server';
   byId('image').textContent = view.image + ', ' + size(view.size);
-  byId('stream').textContent = view.stream + ', to ' + view.group + ' port ' + view.port;
+  byId('stream').textContent = view.stream + '; to ' + view.group + ' port ' + view.port;
   byId('clients').textContent = view.summary;
   const body = document.createElement('tbody');
   for (const each of view.rows) {
     const row = body.insertRow();
-    row.className = each.state.split(' ')[0] + (each.straggler && each.state !== 'silent' ? ' straggler' : '');
-    cell(row, each.name + ' (' + each.address + ')');
+    row.className = each.state.replace(' ', '-') + (each.straggler && each.state !== 'silent' ? ' straggler' : '');
+    cell(row, each.name);
+    cell(row, each.address);
     cell(row, each.targets.join(', '));
     cell(row, each.state);
     share(row, each.received);
@@ -101,7 +102,7 @@ _PAGE: Final = f"""<!DOCTYPE html>
 <p id="lost" role="status"></p>
 <noscript><p>This page needs JavaScript; {STATUS} has the same without.</p></noscript>
 <table>
-<thead><tr><th>Client<th>Targets<th>State<th class="number">Received<th class="number">Written
+<thead><tr><th>Client<th>Address<th>Targets<th>State<th class="number">Received<th class="number">Written
 <th class="number">Verified<th class="number">Rate<th class="number">Loss<th class="number">Left</thead>
 <tbody id="rows"></tbody>
 </table>

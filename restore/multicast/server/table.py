@@ -7,7 +7,8 @@ from typing import Any, Final, TextIO
 from restore.multicast.server.view import COLUMNS, Row, State, View, cells
 from restore.report import put
 
-_WIDE: Final = 110  # columns of a terminal that also shows targets
+_WIDE: Final = {"Targets": 120, "Address": 100, "Loss": 72, "Verified": 64, "Written": 56}  # columns of a terminal
+_LEAST: Final = {"Client": 12, "Targets": 12, "State": 10, "Rate": 10, "Left": 5}  # so that they do not move about
 _AROUND: Final = 5  # lines of a table that are not a client: two above it, its head, "and N more", the cursor
 _STYLES: Final = {State.SILENT: "red", State.FAILED: "red", State.DONE: "green", State.WAITING: "dim"}
 
@@ -83,19 +84,23 @@ def table(view: View, width: int, height: int) -> Any:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    lines = [Text(text, no_wrap=True, overflow="ellipsis", style="bold") for text in view.lines()]
-    if not view.rows:
-        return Group(*lines)
-    shown = [at for at, title in enumerate(COLUMNS) if width >= _WIDE or title != "Targets"]
-    found = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), width=width, header_style="dim")
-    for at in shown:
-        text = COLUMNS[at] in ("Client", "Targets")
+    lines = [
+        Text(text, no_wrap=True, overflow="ellipsis", style="bold")
+        for text in (f"{view.image}: {view.stream}", view.summary)
+    ]
+    most = height - _AROUND
+    if not view.rows or most < 1:
+        return Group(*lines[: max(height - 1, 1)])
+    shown = [at for at, title in enumerate(COLUMNS) if width >= _WIDE.get(title, 0)]
+    space = 2 if width >= _WIDE["Address"] else 1
+    found = RichTable(box=None, pad_edge=False, padding=(0, space, 0, 0), width=width, header_style="dim")
+    for title in (COLUMNS[at] for at in shown):
+        left = title in ("Client", "Address", "Targets", "State")
         found.add_column(
-            COLUMNS[at], no_wrap=True, overflow="ellipsis",
-            justify="left" if text or COLUMNS[at] == "State" else "right",
-            ratio=1 if text else None, min_width=12 if text else None,
+            title, no_wrap=True, overflow="ellipsis", justify="left" if left else "right",
+            ratio=1 if title in ("Client", "Targets") else None, min_width=_LEAST.get(title),
         )  # fmt: skip
-    rows = view.pressing(max(height - _AROUND, 1))
+    rows = view.pressing(most)
     for row in rows:
         values = cells(row)
         found.add_row(*(Text(values[at]) for at in shown), style=_style(row))

@@ -29,7 +29,7 @@ class State(StrEnum):
 
     WAITING = "waiting"
     RECEIVING = "receiving"
-    FETCHING = "fetching by itself"
+    FETCHING = "by unicast"
     WRITING = "writing"
     VERIFYING = "verifying"
     FINISHING = "finishing"
@@ -128,8 +128,7 @@ class View:
 
     def to_json(self) -> dict[str, Any]:
         """As the control API has it."""
-        stream, summary = self.lines()
-        return asdict(self) | {"stream": stream, "summary": summary}
+        return asdict(self) | {"stream": self.stream, "summary": self.summary}
 
     def pressing(self, most: int) -> list[Row]:
         """The rows that there is room for: who needs attention, then the slowest."""
@@ -137,17 +136,17 @@ class View:
             return self.rows
         return sorted(self.rows, key=lambda row: (row.order[0], row.received + row.written + row.verified))[:most]
 
-    def lines(self) -> tuple[str, str]:
-        """What is streamed and how; and how far the clients are."""
+    @property
+    def stream(self) -> str:
+        """How it is streamed, for people."""
         if not self.streaming and not self.loop:
-            stream = "the stream has not begun"
-        else:
-            limit = "" if self.limit is None else f" of at most {format_size(self.limit)}/s"
-            stream = f"pass {self.loop}, {format_size(self.rate)}/s{limit}"
-        return f"{self.image}: {stream}", self.line()
+            return "the stream has not begun"
+        limit = "" if self.limit is None else f" of at most {format_size(self.limit)}/s"
+        return f"pass {self.loop}, {format_size(self.rate)}/s{limit}"
 
-    def line(self) -> str:
-        """How far the clients are: how many, minimum, median, stragglers."""
+    @property
+    def summary(self) -> str:
+        """How far the clients are, for people: how many, minimum, median, stragglers."""
         states = ", ".join(f"{count} {state}" for state, count in self.states.items())
         parts = [f"{self.clients} client{'' if self.clients == 1 else 's'}{f' ({states})' if states else ''}"]
         if self.least is not None and self.median is not None:
@@ -245,13 +244,15 @@ def _state(guest: Guest, room: Room, received: float, written: float, verified: 
 def _left(guest: Guest, lacking: int, size: int) -> int | None:
     """Seconds until the slowest of what it does is done; the rate of what is done already does not matter."""
     counts = guest.counts
-    verified = size - counts.verified if counts.verified else 0  # or it may not verify at all
-    longest = 0.0
-    for rest, speed in (
+    unwritten = size - CHUNK - counts.written
+    todo = [
         (lacking, guest.rate()),
-        (size - CHUNK - counts.written, guest.speed(lambda counts: counts.written)),
-        (verified, guest.speed(lambda counts: counts.verified)),
-    ):
+        (unwritten, guest.speed(lambda counts: counts.written)),
+    ]
+    if lacking <= 0 and unwritten <= 0 and counts.verified:  # until then it follows, by leaps; or there is none
+        todo.append((size - counts.verified, guest.speed(lambda counts: counts.verified)))
+    longest = 0.0
+    for rest, speed in todo:
         if rest > 0:
             if speed <= 0:
                 return None
@@ -270,18 +271,19 @@ def _safe(text: str) -> str:
 
 # --- For people ---
 
-COLUMNS: Final = ("Client", "Targets", "State", "Received", "Written", "Verified", "Rate", "Loss", "Left")
+COLUMNS: Final = ("Client", "Address", "Targets", "State", "Received", "Written", "Verified", "Rate", "Loss", "Left")
 
 
 def cells(row: Row) -> Sequence[str]:
     """What a table has in each of `COLUMNS`."""
     return (
-        f"{row.name} ({row.address})",
+        row.name,
+        row.address,
         ", ".join(row.targets),
         row.state.value,
         *(f"{int(percent)} %" for percent in (row.received, row.written, row.verified)),
         f"{format_size(row.rate)}/s" if row.here else "",
-        f"{row.loss:.1%}",
+        f"{100 * row.loss:.1f} %",
         "" if row.left is None else format_left(row.left),
     )
 

@@ -12,7 +12,7 @@ from restore.multicast.server.view import View, view
 from restore.multicast.session import Session
 
 FRESH: Final = 0.5  # seconds that a view is used again
-_SAMPLES: Final = 10  # looks that the rate is told of
+_SAMPLES: Final = 6  # looks that the rate is told of
 
 
 class Watch:
