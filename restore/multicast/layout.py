@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final
 
@@ -59,12 +60,12 @@ class Lengths:
     def __init__(self, layout: Layout) -> None:
         """Note, for each power of two, in which chunks' lengths it is."""
         count = len(layout)
-        bits: dict[int, bytearray] = {}
+        bits: defaultdict[int, bytearray] = defaultdict(lambda: bytearray(-(-count // 8)))
         for chunk, (start, end) in enumerate(layout.spans()):
             length = end - start
             while length:
                 power = length & -length
-                bits.setdefault(power, bytearray(-(-count // 8)))[chunk >> 3] |= 1 << (chunk & 7)
+                bits[power][chunk >> 3] |= 1 << (chunk & 7)
                 length ^= power
         self._powers = [(power, ChunkSet.from_bits(members, count)) for power, members in bits.items()]
 

@@ -114,7 +114,8 @@ class Board:
         """The table, an event or a line, when it is time for that."""
         now = time.monotonic()
         there = len(running.room.guests())
-        if now < self._due and bool(there) == bool(self._clients):
+        changed = bool(there) != bool(self._clients)
+        if now < self._due and not changed:
             return
         if self._lines.live:
             self._due = now + _DRAW
@@ -124,7 +125,7 @@ class Board:
                 self._print(lambda: self._draw(view))
         elif there or self._clients:
             self._due = now + (_STATUS if self._as_json else _SUMMARY)
-            view = running.watch.view(now)
+            view = running.watch.view(now, fresh=changed)
             if self._as_json or there:
                 self._say(f"{view.stream}; {view.summary}", "status", **view.to_json())
         self._clients = there

@@ -57,6 +57,8 @@ class ControlServer:
     def __init__(self, served: Served) -> None:
         """Prepare; `start` begins to listen."""
         self._served = served
+        self._told: View | None = None  # and what was said of it, once for all who ask
+        self._status_body = b""
         self._reading = asyncio.Semaphore(AT_ONCE)
         app = web.Application(client_max_size=messages.MAX_BODY, middlewares=[_refused_in_json])
         app.router.add_get(messages.SESSION, self._session)
@@ -138,7 +140,9 @@ class ControlServer:
 
     async def _status(self, request: web.Request) -> web.Response:
         view = self._served.view(time.monotonic())
-        return web.json_response(view.to_json(), headers=_UNKEPT)
+        if view is not self._told:
+            self._told, self._status_body = view, json.dumps(view.to_json()).encode()
+        return web.Response(body=self._status_body, content_type="application/json", headers=_UNKEPT)
 
     async def _page(self, request: web.Request) -> web.Response:
         return web.Response(body=PAGE, headers=HEADERS)

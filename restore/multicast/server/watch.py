@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import Final
 
@@ -11,7 +12,8 @@ from restore.multicast.server.sending import Sender
 from restore.multicast.server.view import View, view
 from restore.multicast.session import Session
 
-FRESH: Final = 0.5  # seconds that a view is used again
+FRESH: Final = 0.5  # seconds that a view is used again, at least
+_SHARE: Final = 0.05  # of the time, that making views may take: it grows with the clients, and the stream goes before
 _SAMPLES: Final = 6  # looks that the rate is told of
 
 
@@ -26,20 +28,21 @@ class Watch:
         self._lengths = lengths
         self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
         self._view: View | None = None
-        self._made = 0.0
+        self._due = 0.0  # when the next one is to be made
 
     def sample(self, now: float) -> None:
         """Note how much has been sent by now; called a few times a second."""
         self._samples.append((now, self._sender.sent))
 
-    def view(self, now: float) -> View:
-        """What is to be seen now, or was just now."""
-        if self._view is None or now - self._made >= FRESH:
+    def view(self, now: float, *, fresh: bool = False) -> View:
+        """What is to be seen now, or unless it has to be `fresh`, was just now."""
+        if self._view is None or fresh or now >= self._due:
+            began = time.perf_counter()
             self._view = view(
                 self._room, self._session, self._lengths, now,
                 sent=self._sender.sent, rate=self._rate(), limit=self._sender.pace.rate,
             )  # fmt: skip
-            self._made = now
+            self._due = now + max(FRESH, (time.perf_counter() - began) / _SHARE)
         return self._view
 
     def _rate(self) -> float:

@@ -31,7 +31,7 @@ from restore.multicast.server.chunks import ChunkReader
 from restore.multicast.server.control import ControlServer, Served
 from restore.multicast.server.room import Room
 from restore.multicast.server.sending import Sender
-from restore.multicast.server.watch import Watch
+from restore.multicast.server.watch import FRESH, Watch
 from restore.multicast.session import CLIENTS, MAX_BODY, Join, Session
 from restore.multicast.sockets import BatchSender
 from restore.source import SourceSettings
@@ -45,8 +45,8 @@ MOST = 3
 
 
 @pytest.fixture
-def port(tmp_path: Path) -> Iterator[int]:
-    """That of a control API, of a stream that nobody has started yet."""
+def stream(tmp_path: Path) -> Iterator[tuple[Served, Watch]]:
+    """One that nobody has started yet."""
     data = image(COUNT)
     path = tmp_path / "lab.img"
     path.write_bytes(data)
@@ -58,8 +58,14 @@ def port(tmp_path: Path) -> Iterator[int]:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sender = Sender(room, reader, session.id, SEGMENT, BatchSender(sock, HEADER_SIZE + SEGMENT), Pace(None))
             watch = Watch(session, room, sender, Lengths(chunks))
-            with listening(Served(session, b"<bmap/>", None, reader, room, watch.view)) as number:
-                yield number
+            yield Served(session, b"<bmap/>", None, reader, room, watch.view), watch
+
+
+@pytest.fixture
+def port(stream: tuple[Served, Watch]) -> Iterator[int]:
+    """That of its control API."""
+    with listening(stream[0]) as number:
+        yield number
 
 
 @contextmanager
@@ -119,6 +125,16 @@ def test_status(port: int) -> None:
         "loss": 0.0, "left": None, "seconds": 0,
     }  # fmt: skip
     assert found["summary"] == "2 clients (2 waiting); received 0 % at least, 0 % median"
+
+
+def test_many_who_look_see_one_view(stream: tuple[Served, Watch]) -> None:
+    served, watch = stream
+    seen = watch.view(100.0)
+    served.room.join(Join("a", ["/dev/sda"], ChunkSet.full(COUNT)), "10.0.0.1", 100.0)
+    assert watch.view(100.0 + FRESH / 2) is seen
+    assert watch.view(100.0 + FRESH / 2, fresh=True).clients == 1
+    served.room.join(Join("b", ["/dev/sda"], ChunkSet.full(COUNT)), "10.0.0.1", 100.0)
+    assert watch.view(110.0).clients == 2
 
 
 def test_metrics(port: int) -> None:
