@@ -30,6 +30,13 @@ class ChunkSet:
         made._bits = ((1 << count) - 1) >> first << first
         return made
 
+    @classmethod
+    def from_bits(cls, bits: bytes | bytearray, count: int) -> Self:
+        """Those of `count` chunks whose bits are set, lowest first."""
+        made = cls(count)
+        made._bits = int.from_bytes(bits, "little") & ((1 << count) - 1)
+        return made
+
     def add(self, member: int) -> None:
         """Have a chunk in it.
 
@@ -51,6 +58,10 @@ class ChunkSet:
     def remove_all(self, other: ChunkSet) -> None:
         """Have none of another set in it."""
         self._bits &= ~other._bits
+
+    def common(self, other: ChunkSet) -> int:
+        """How many chunks are in both."""
+        return (self._bits & other._bits).bit_count()
 
     def next(self, start: int) -> int | None:
         """The first member from `start` on, None if there is none."""

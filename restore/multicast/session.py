@@ -6,7 +6,11 @@
     POST   /v1/clients/{id}       how far it is, every now and then
     DELETE /v1/clients/{id}       it leaves
     GET    /v1/chunks/{number}    the bytes of one chunk
+    GET    /v1/status             every client and how far it is, as `restore.multicast.server.view.View` has it
+    GET    /                      the same as a page for people, which asks for it once a second
+    GET    /metrics               the same for Prometheus
 
+There are `MOST_CLIENTS` clients at most; one more is answered with 503 until another one has ended.
 A refusal is a 4xx or 5xx status with `{"error": "…"}`.
 """
 
@@ -27,6 +31,10 @@ MANIFEST: Final = "/v1/manifest"
 SIGNATURE: Final = "/v1/manifest.sig"
 CLIENTS: Final = "/v1/clients"
 CHUNKS: Final = "/v1/chunks"
+STATUS: Final = "/v1/status"
+PAGE: Final = "/"
+METRICS: Final = "/metrics"
+MOST_CLIENTS: Final = 4096  # at a time
 MAX_BODY: Final = 16 << 20  # what a client sends; the chunks that it lacks of 8 TiB take 1 MiB at most
 REPORT_EVERY: Final = 0.2  # seconds between two reports of a client, where there are few
 MOST_REPORTS: Final = 500  # a second, of all clients together

@@ -7,24 +7,31 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import median
 from typing import Final
 
 from restore.multicast.carousel import Carousel, Turn
 from restore.multicast.pacing import Regulator
 from restore.multicast.repair import MOST_LOSS
-from restore.multicast.session import Counts, Directions, Join, Status, report_every
+from restore.multicast.session import MOST_CLIENTS, Counts, Directions, Join, Status, report_every
 
 SLOW: Final = 1 / 3  # of the median's rate, below which a client is a straggler
 SLOW_FOR: Final = 30.0  # seconds that it has to be
+ENDS: Final = ("done", "failed", "left", "silent")  # how a client may end; whatever else it says counts as left
 TAIL: Final = 32  # chunks: the rest of an image that a client fetches by itself, if it had to wait longer for them
 _TAILS: Final = 4  # clients that do so at a time
 _KEPT: Final = 10_000  # clients that have left, of which is known how they ended
 _WINDOW: Final = 5.0  # seconds that a client's rate is told of
 _MEASURED_BY: Final = 500  # datagrams, from which on their loss means anything
 _WEIGHT: Final = 0.3  # of the last measurement in all of them
+
+
+class RoomFull(Exception):
+    """There are as many clients as there may be; `str()` says so."""
 
 
 @dataclass(slots=True)
@@ -41,6 +48,7 @@ class Guest:
         lacking: chunks that it lacks now.
         filled: which part of its memory for chunks is taken, 0 to 1.
         counts: what it has done, as it says.
+        heard: when it spoke last.
         alone: it fetches by itself.
         tail: that is because it lacks little, and the stream is elsewhere.
         end: how it ended, in a word; None while it has not.
@@ -56,6 +64,7 @@ class Guest:
     lacking: int
     filled: float = 0.0
     counts: Counts = field(default_factory=Counts)
+    heard: float = 0.0
     alone: bool = False
     tail: bool = False
     end: str | None = None
@@ -70,13 +79,25 @@ class Guest:
 
     def rate(self, window: float = _WINDOW) -> float:
         """Bytes per second that came whole and right lately."""
+        return self.speed(lambda counts: counts.received, window)
+
+    def speed(self, count: Callable[[Counts], int], window: float = _WINDOW) -> float:
+        """How much one of the counts has grown lately, per second."""
         if len(self._history) < 2:
             return 0.0
-        last, counts = self._history[-1]
-        first, before = next(
-            entry for entry in self._history if last - entry[0] <= window or entry is self._history[-2]
-        )
-        return (counts.received - before.received) / max(last - first, 0.001)
+        newest_first = reversed(self._history)
+        last, counts = next(newest_first)
+        first, before = next(newest_first)
+        for at, older in newest_first:
+            if last - at > window:
+                break
+            first, before = at, older
+        return (count(counts) - count(before)) / max(last - first, 0.001)
+
+    @property
+    def slow(self) -> bool:
+        """Whether it is a straggler, or about to be one."""
+        return self.alone or self._slow_since is not None
 
     def loss(self) -> float:
         """Which part of the datagrams got lost on the way, 0 to 1."""
@@ -110,6 +131,8 @@ class Room:
         start_when: clients that have to be there before the stream starts.
         start_wait: seconds after the first client, when it starts all the same; None is never.
         loop_suspend: passes without a client after which a stream that sends everything stops; 0 is never.
+        most: clients that there may be at a time.
+        ends: how many have ended in each of the ways that `ENDS` has.
     """
 
     carousel: Carousel
@@ -117,6 +140,8 @@ class Room:
     start_when: int = 1
     start_wait: float | None = None
     loop_suspend: int = 0
+    most: int = MOST_CLIENTS
+    ends: Counter[str] = field(default_factory=Counter)
     _guests: dict[str, Guest] = field(default_factory=dict)
     _left: deque[Guest] = field(default_factory=lambda: deque(maxlen=_KEPT))
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -130,9 +155,16 @@ class Room:
     # --- What clients do ---
 
     def join(self, join: Join, address: str, now: float) -> Directions:
-        """A client begins."""
+        """A client begins.
+
+        Raises:
+            RoomFull: it has to wait until another one has ended.
+        """
         guest = Guest(secrets.token_hex(8), join.name, address, join.targets, now, len(join.lacking), len(join.lacking))
+        guest.heard = now
         with self._changed:
+            if len(self._guests) >= self.most:
+                raise RoomFull(f"{self.most} clients take part, and no more may: try again when one of them has ended")
             self._guests[guest.id] = guest
             self._first = now if self._first is None else self._first
             guest._sequence = self.carousel.sequence
@@ -152,6 +184,7 @@ class Room:
             guest.measure(status.counts, status.as_of)
             guest.lacking, guest.filled = len(status.lacking), status.filled
             guest._history.append((now, status.counts))
+            guest.heard = now
             self.carousel.report(name, status.lacking, status.as_of, now, status.missing)
             self._start_if_due(now)
             self._changed.notify_all()
@@ -164,9 +197,7 @@ class Room:
             KeyError: there is none of that name.
         """
         with self._changed:
-            guest = self._guests.pop(name)
-            guest.end, guest.ended = end, now
-            self._left.append(guest)
+            self._end(name, end, now)
             self.carousel.leave(name)
             self._changed.notify_all()
 
@@ -192,9 +223,7 @@ class Room:
         lines = []
         with self._changed:
             for name in self.carousel.expire(now):
-                guest = self._guests.pop(name)
-                guest.end, guest.ended = "silent", now
-                self._left.append(guest)
+                guest = self._end(name, "silent", now)
                 lines.append(f"{guest.name} ({guest.address}) says nothing any more, and counts as gone")
             self.carousel.refresh()
             self._start_if_due(now)
@@ -243,16 +272,30 @@ class Room:
         with self._changed:
             return list(self._guests.values())
 
-    def left(self) -> list[Guest]:
-        """Those that are not any more, the last ones last."""
+    def left(self, most: int | None = None) -> list[Guest]:
+        """Those that are not any more, the last ones last; of them the last so many."""
         with self._changed:
-            return list(self._left)
+            if most is None:
+                return list(self._left)
+            return list(islice(reversed(self._left), most))[::-1]
+
+    @property
+    def started(self) -> bool:
+        """Whether those who are to be waited for have come."""
+        return self._started
 
     @property
     def all_done(self) -> bool:
         """Whether there was a client, and all have ended."""
         with self._changed:
             return bool(self._left) and not self._guests
+
+    def _end(self, name: str, end: str, now: float) -> Guest:
+        guest = self._guests.pop(name)
+        guest.end, guest.ended = end, now
+        self._left.append(guest)
+        self.ends[end if end in ENDS else "left"] += 1
+        return guest
 
     def _see_to_tails(self) -> None:
         """Have those fetch the rest that lack little, and would have to wait long for it while others lack much."""

@@ -16,7 +16,7 @@ from blake3 import blake3
 from restore.errors import Refused
 from restore.multicast.carousel import Carousel
 from restore.multicast.config import Config
-from restore.multicast.layout import Layout
+from restore.multicast.layout import Layout, Lengths
 from restore.multicast.pacing import Pace, Regulator
 from restore.multicast.packet import HEADER_SIZE, segment_size, segments_of
 from restore.multicast.server.chunks import ChunkReader
@@ -24,6 +24,7 @@ from restore.multicast.server.control import ControlServer, Served
 from restore.multicast.server.manifest import Manifest
 from restore.multicast.server.room import Room
 from restore.multicast.server.sending import Sender
+from restore.multicast.server.watch import Watch
 from restore.multicast.session import Session
 from restore.multicast.sockets import BatchSender, Interface, find_interface, sending_socket
 from restore.source import Source
@@ -67,6 +68,7 @@ class Running:
         sender: how.
         interface: by which interface.
         limit: bytes per second that are never exceeded; None where nothing tells.
+        watch: looks at all of it.
         failed: set when the stream has failed; `sender.failure` says why.
     """
 
@@ -75,6 +77,7 @@ class Running:
     sender: Sender
     interface: Interface
     limit: int | None
+    watch: Watch
     failed: asyncio.Event
 
 
@@ -129,16 +132,17 @@ async def serving(
             loop.call_soon_threadsafe(failed.set)
 
         sender = Sender(room, chunks, session.id, size, batches, Pace(regulator.rate), ended)
-        control = ControlServer(Served(session, manifest.data, manifest.signature, chunks, room))
+        watch = Watch(session, room, sender, Lengths(layout))
+        control = ControlServer(Served(session, manifest.data, manifest.signature, chunks, room, watch.view))
         try:
             sockets = listen_tcp(settings.listen or "0.0.0.0", config.port)  # noqa: S104 - it is for the room
         except ListenError as error:
             raise Refused(str(error)) from None
         await control.start(sockets)
-        looking = asyncio.create_task(_look_after(room, sender, settings.notify))
+        looking = asyncio.create_task(_look_after(room, sender, watch, settings.notify))
         sender.start()
         try:
-            yield Running(session, room, sender, interface, limit, failed)
+            yield Running(session, room, sender, interface, limit, watch, failed)
         finally:
             looking.cancel()
             await asyncio.to_thread(sender.stop)
@@ -159,12 +163,13 @@ def rate_limit(config: Config, interface: Interface) -> int | None:
     return None if interface.speed is None else int(interface.speed / 8 * SHARE)
 
 
-async def _look_after(room: Room, sender: Sender, notify: Callable[[str], None]) -> None:
+async def _look_after(room: Room, sender: Sender, watch: Watch, notify: Callable[[str], None]) -> None:
     before, sent = time.monotonic(), 0
     while True:
         await asyncio.sleep(LOOK_EVERY)
         now, total = time.monotonic(), sender.sent
         for line in room.look_after(now):
             notify(line)
+        watch.sample(now)
         sender.pace.rate = room.regulate((total - sent) / (now - before))
         before, sent = now, total
