@@ -21,6 +21,7 @@ readonly PACKAGES_TEST=(
   zsh fish man-db groff-base
   nginx-light samba openssh-server
   exfat-fuse f2fs-tools
+  chromium
 )
 
 # shellcheck disable=SC2034  # read by scripts/demo

@@ -149,3 +149,5 @@ class Board:
                 work()
         except Exception as error:
             self._failure = error
+            with suppress(Exception):  # the first one is told
+                self._lines.close()
