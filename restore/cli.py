@@ -75,6 +75,8 @@ async def _run_until_interrupted(options: argparse.Namespace, report: Report) ->
 
 async def _run(options: argparse.Namespace, report: Report) -> int:
     match options.command:
+        case "restore" if options.file is not None:
+            from restore.verbs.saving import save as verb
         case "restore" if options.erase:
             from restore.verbs.restoring import restore_blocks as verb
         case "restore":

@@ -91,7 +91,8 @@ def check(options: argparse.Namespace, verb: Parser) -> None:
 
 def _check_restore(options: argparse.Namespace, verb: Parser, *, streamed: bool) -> None:
     if options.file is not None:
-        verb.error("--file: it is not there yet: truncate -s SIZE FILE, and name that as --target")
+        _check_file(options, verb, streamed=streamed)
+        return
     if not options.target:
         verb.error("--target TARGET is missing")
     for dest, option in _ONLY_STREAMED.items():
@@ -111,6 +112,17 @@ def _check_restore(options: argparse.Namespace, verb: Parser, *, streamed: bool)
             )
     if options.grow and options.keep_table:
         verb.error("--grow needs the partition table that --keep-table leaves alone: leave one of them out")
+
+
+def _check_file(options: argparse.Namespace, verb: Parser, *, streamed: bool) -> None:
+    if not streamed:
+        verb.error("--file is for a multicast stream, --source asr://HOST: other images are files, or asr capture's")
+    if options.target:
+        verb.error("--file saves the stream, --target restores it: leave one of them out")
+    for dest, option in (*_ONLY_WITH_ERASE.items(), ("source_partition", "--source-partition"),
+                         ("target_partition", "--target-partition")):  # fmt: skip
+        if getattr(options, dest):
+            verb.error(f"{option} is for what is restored onto a target, and --file saves all as it is: leave it out")
 
 
 def _restore(parser: Parser) -> Parser:
@@ -143,7 +155,7 @@ def _restore(parser: Parser) -> Parser:
     what.add_argument(
         "-t", "--target", action="append", metavar="TARGET", help=f"{_TARGET}. Again for more of them, side by side"
     )
-    what.add_argument("--file", metavar="PATH", help="file that a multicast stream is saved to: not there yet")
+    what.add_argument("--file", metavar="PATH", help="instead of a target: save a multicast stream as this image")
     _add_source_options(what)
     what.add_argument(
         "--source-partition", type=values.partition, metavar="N",

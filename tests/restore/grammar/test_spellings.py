@@ -94,7 +94,17 @@ RESTORE = "-source x -target y -erase "
     [
         (
             "restore -source x -file y",
-            "--file: it is not there yet: truncate -s SIZE FILE, and name that as --target (see: asr help restore)",
+            "--file is for a multicast stream, --source asr://HOST: other images are files, or asr capture's "
+            "(see: asr help restore)",
+        ),
+        (
+            "restore -source asr://x -file y -target z",
+            "--file saves the stream, --target restores it: leave one of them out (see: asr help restore)",
+        ),
+        (
+            "restore -source asr://x -file y --grow",
+            "--grow is for what is restored onto a target, and --file saves all as it is: leave it out "
+            "(see: asr help restore)",
         ),
         ("info asr://host", f"asr://host: {STREAM} (see: asr help info)"),
         ("verify -source asr://host -target y", f"asr://host: {STREAM} (see: asr help verify)"),

@@ -344,6 +344,32 @@ def test_one_receiver_for_exported_disks(four: Room, image: Path, tmp_path: Path
     assert stream.end().count("13.0 MiB received") == 1
 
 
+def test_a_stream_is_saved(alone: Room, image: Path, tmp_path: Path) -> None:
+    """As sparse as the image is, whole or not at all, and with a scan by which it is served and restored on."""
+    Stream(alone, image, "--data-rate", "20M")
+    (machine,) = alone.clients
+    saved = tmp_path / "saved.img"
+    words = ("restore", "--source", URL, "--file", saved)
+    cut = alone.start(machine, *words)
+    wait_until(lambda: list(tmp_path.glob(".asr.*.part")), "a beginning", 20)
+    time.sleep(0.4)
+    cut.send_signal(signal.SIGINT)
+    out = ended(cut, 1)
+    assert out.endswith(f"{saved} was not made\n"), out
+    assert list(tmp_path.iterdir()) == []
+    out = ended(alone.start(machine, *words))
+    assert f"Its scan is {saved}.bmap" in out
+    assert ", verified" in out
+    check(image, saved)
+    assert saved.stat().st_blocks * 512 < SIZE - MIB
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["saved.img", "saved.img.bmap"]
+    assert f"asr: {saved} is there already; remove it, or say another --file" in ended(alone.start(machine, *words), 1)
+    target = tmp_path / "target.img"
+    target.write_bytes(bytes(SIZE))
+    ended(alone.start(machine, "restore", "--source", saved, "--target", target, "--erase", "--noprompt"))
+    check(image, target)
+
+
 def test_wrong_places(alone: Room, image: Path, tmp_path: Path) -> None:
     Stream(alone, image)
     (machine,) = alone.clients
