@@ -144,7 +144,8 @@ class _Board:
         self._tell_ended()
         there = len(self._running.room.guests())
         clients = "nobody took part" if not there else f"{there} client{'s' if there > 1 else ''} took part"
-        self._say(f"The stream has ended; at that moment {clients}", "stopped", clients=there)
+        sent = self._running.sender.sent  # bytes, headers included
+        self._say(f"The stream has ended; at that moment {clients}", "stopped", clients=there, sent=sent)
 
     async def run(self, *, once: bool) -> int:
         running = self._running
