@@ -43,6 +43,7 @@ readonly PACKAGES_TOUR=(
 readonly PACKAGES_BENCH=(
   "${PACKAGES_RUN[@]}" nbdkit libnbd-bin qemu-utils fio
   7zip zstd curl nginx-light partclone bmap-tools e2fsprogs util-linux
+  udpcast uftp iproute2 nftables ethtool
 )
 
 # ---- talking --------------------------------------------------------------------------------------------------------
