@@ -27,6 +27,10 @@ class Report(Protocol):
         """Bytes done of a phase with progress; two such phases may run side by side."""
         ...
 
+    def missed(self) -> None:
+        """Data of a stream got lost since the last progress, and will come again; from any thread."""
+        ...
+
     def note(self, text: str) -> None:
         """Something worth a line."""
         ...

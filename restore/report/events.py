@@ -37,6 +37,9 @@ class JSONReport:
             percent = 100.0 if total == 0 else round(done * 100 / total, 1)
             self._event("progress", phase=phase, bytes=done, total=total, percent=percent)
 
+    def missed(self) -> None:
+        pass
+
     def note(self, text: str) -> None:
         self._event("note", message=text)
 

@@ -53,6 +53,9 @@ class ShownReport:
     def progress(self, phase: str, done: int, total: int) -> None:
         self._report.progress(phase, done, total)
 
+    def missed(self) -> None:
+        self._report.missed()
+
     def note(self, text: str) -> None:
         self._report.note(self._show(text))
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final, TextIO
 
-from restore.report import put, range_lines
+from restore.report import RESTORING, put, range_lines
 
 _DOTS: Final = 4  # between two tens of a percentage
 
@@ -23,6 +23,7 @@ class TextReport:
         self._waiting: dict[str, tuple[int, int]] = {}
         self._full: set[str] = set()
         self._drawn = 0
+        self._missed = False  # since the last mark, data of a stream
 
     def begin(self, phase: str) -> None:
         self._end_line()
@@ -48,7 +49,9 @@ class TextReport:
         while self._drawn < ticks:
             self._drawn += 1
             tens, within = divmod(self._drawn, _DOTS + 1)
-            self._write(str(tens * 10) if within == 0 else ".")
+            mark = "x" if self._missed and phase == RESTORING else "."
+            self._write(str(tens * 10) if within == 0 else mark)
+            self._missed = self._missed and (within == 0 or mark == ".")
         if done >= total:
             self._write("\n")
             self._current = None
@@ -56,6 +59,9 @@ class TextReport:
             for other, (other_done, other_total) in list(self._waiting.items()):
                 del self._waiting[other]
                 self.progress(other, other_done, other_total)
+
+    def missed(self) -> None:
+        self._missed = True
 
     def note(self, text: str) -> None:
         self._end_line()

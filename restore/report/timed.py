@@ -35,6 +35,9 @@ class TimedReport:
         self._progress[phase] = (start, now if done < total or not end else end)
         self._report.progress(phase, done, total)
 
+    def missed(self) -> None:
+        self._report.missed()
+
     def note(self, text: str) -> None:
         self._report.note(text)
 

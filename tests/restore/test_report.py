@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restore.report import make_report, range_lines
+from restore.report import RESTORING, VERIFYING, make_report, range_lines
 from restore.report.events import JSONReport
 from restore.report.shown import ShownReport
 from restore.report.terminal import TerminalReport
@@ -47,6 +47,20 @@ def test_a_bar_is_at_any_time_the_beginning_of_the_whole(steps: list[int]) -> No
         drawn = out.getvalue().removeprefix("  Restoring  ").removesuffix("\n")
         assert BAR.startswith(drawn)
         assert len(re.findall(r"\.|\d+", drawn)) == highest // 20
+
+
+def test_what_was_missed_is_an_x() -> None:
+    """In the line of the restore, once for each time, and never in place of a number."""
+    out = io.StringIO()
+    report = TextReport(out, out)
+    for percent in range(101):
+        if percent in (3, 9, 50, 51, 77):
+            report.missed()
+        report.progress(RESTORING, percent, 100)
+    assert out.getvalue() == "  Restoring  .x..10x...20....30....40....50x...60....70...x80....90....100\n"
+    report.missed()
+    report.progress(VERIFYING, 100, 100)
+    assert out.getvalue().endswith("  Verifying  ....10....20....30....40....50....60....70....80....90....100\n")
 
 
 def test_a_note_has_a_line_of_its_own_and_the_bar_begins_anew() -> None:

@@ -47,6 +47,7 @@ class IntakeSettings:
         timeout: seconds without any data after which it is given up; 0 is never.
         multicast_only: nothing is fetched by unicast.
         notify: told in one line what is worth one; from any thread.
+        missed: told that data got lost, which will come again; likewise.
     """
 
     name: str
@@ -54,6 +55,7 @@ class IntakeSettings:
     timeout: float = 0.0
     multicast_only: bool = False
     notify: Callable[[str], None] = lambda text: None
+    missed: Callable[[], None] = lambda: None
 
 
 class Intake:
@@ -92,6 +94,7 @@ class Intake:
         self._arrived = 0.0  # when a datagram came last, or could have come first
         self._reported = -1  # sequence number that the last report was as of
         self._reported_at = 0.0  # when that was
+        self._missed = 0  # datagrams, by then
         self._socket: socket.socket | None = None
         self._lost = False  # the server did not answer the last time
         self._told = False  # that nothing arrives
@@ -330,6 +333,9 @@ class Intake:
             came = assembly.counters
             progress = self._progress.values() or ((0, 0),)
             self._count_overflow(came)
+            if came.lost > self._missed:
+                self._settings.missed()
+            self._missed = came.lost
             counts = replace(
                 self._counts,
                 written=min(restored for restored, _ in progress),

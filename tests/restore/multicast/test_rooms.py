@@ -131,8 +131,9 @@ def test_lost_packets_cost_a_pass(four: Room, image: Path, tmp_path: Path) -> No
     for machine, target in zip(four.clients, targets, strict=True):
         machine.lose(5)
         processes.append(restoring(four, machine, target))
-    for process in processes:
-        ended(process)
+    lines = [line for process in processes for line in ended(process).splitlines() if "Restoring" in line]
+    assert len(lines) == 4
+    assert "x" in "".join(lines)
     check(image, *targets)
     assert "0.0% lost" not in stream.end()
 
