@@ -61,10 +61,12 @@ class Stream:
             self.process = here.start(
                 machine or here.server, "server", "--source", image, *options, output=file.fileno()
             )
-        wait_until(
-            lambda: "Ready to start accepting clients" in self.text or self.process.poll() is not None, "ready", 20
-        )
+        wait_until(lambda: self.is_ready or self.process.poll() is not None, "ready", 20)
         assert self.process.poll() is None, self.text
+
+    @property
+    def is_ready(self) -> bool:
+        return "Ready to start accepting clients" in self.text or '"event": "ready"' in self.text
 
     @property
     def text(self) -> str:
@@ -123,6 +125,16 @@ def test_they_start_together(four: Room, image: Path, tmp_path: Path) -> None:
     assert ended(second)
     check(image, tmp_path / "0.img", tmp_path / "1.img")
     assert stream.end().count("Starting stream") == 1
+
+
+def test_it_tells_how_much_was_sent(alone: Room, image: Path, tmp_path: Path) -> None:
+    stream = Stream(alone, image, "--json", "--data-rate", "20M")
+    ended(restoring(alone, alone.clients[0], tmp_path / "0.img"))
+    stream.process.send_signal(signal.SIGTERM)
+    stopped = json.loads(stream.end().splitlines()[-1])
+    streamed = SIZE - 3 * MIB  # it has a hole, and its first MiB is fetched before
+    assert (stopped["event"], stopped["clients"]) == ("stopped", 0)
+    assert streamed * 1.01 < stopped["sent"] < streamed * 3, "all of it, with headers, and lost packets again"
 
 
 def test_lost_packets_cost_a_pass(four: Room, image: Path, tmp_path: Path) -> None:
