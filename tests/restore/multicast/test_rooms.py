@@ -339,7 +339,7 @@ def test_several_targets_of_one_receiver(alone: Room, image: Path, tmp_path: Pat
 
 
 def test_one_receiver_for_exported_disks(four: Room, image: Path, tmp_path: Path) -> None:
-    """One machine takes the stream, once, for the disks that two others offer, which verify them on their own side."""
+    """One machine takes the stream for the disks that two others offer, which verify them on their own side."""
     stream = Stream(four, image, "--once")
     receiver, *others = four.clients
     with ExitStack() as stack:
@@ -354,7 +354,7 @@ def test_one_receiver_for_exported_disks(four: Room, image: Path, tmp_path: Path
             uris.append(served.uri(kind=machine.address))
         assert ", verified" in ended(restoring(four, receiver, uris[0], f"--target={uris[1]}"))
         check(image, *disks)
-    assert stream.end().count("13.0 MiB received") == 1
+    assert stream.end().count("done after") == 1
 
 
 def test_a_stream_is_saved(alone: Room, image: Path, tmp_path: Path) -> None:
