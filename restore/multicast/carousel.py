@@ -122,7 +122,7 @@ class Carousel:
         member.lacking, member.as_of, member.heard = lacking, min(as_of, self.sequence), now
         member.missing = missing or {}
         if not member.alone:
-            on_its_way = _OnItsWay()
+            on_its_way = _OnItsWay(ChunkSet(self.count))
             for turn in self._since(member.as_of):
                 on_its_way.add(turn)
             self._take_in(member, on_its_way)
@@ -191,7 +191,7 @@ class Carousel:
         """Find out anew what is to be sent: what was lacking when somebody said so may not be any more."""
         self._needed = ChunkSet(self.count)
         self._repairs = {}
-        on_its_way = _OnItsWay()
+        on_its_way = _OnItsWay(ChunkSet(self.count))
         turns = iter(reversed(self._sent))
         turn = next(turns, None)
         for member in sorted(self.members.values(), key=lambda member: member.as_of, reverse=True):
@@ -206,7 +206,7 @@ class Carousel:
     def _take_in(self, member: Member, on_its_way: _OnItsWay) -> None:
         """Have what a client lacks, and what is not on its way to it, be sent."""
         due = member.lacking.copy()
-        due.remove_all(ChunkSet(self.count, on_its_way.chunks))
+        due.remove_all(on_its_way.chunks)
         for chunk, missing in member.missing.items():
             if chunk in due:
                 due.discard(chunk)  # what it has of it is worth more than the pass that brings it again
@@ -248,7 +248,7 @@ class _OnItsWay:
         repairs: repair segments of others.
     """
 
-    chunks: set[int] = field(default_factory=set)
+    chunks: ChunkSet
     repairs: dict[int, int] = field(default_factory=dict)
 
     def add(self, turn: Turn) -> None:
