@@ -10,7 +10,7 @@ from pathlib import Path
 from scripts.simulation.figures import CLIENTS, simulate
 
 PLOT = Path("docs/multicast.svg")
-CHUNKS = 10_240
+CHUNKS = 4096
 
 
 def main() -> int:
