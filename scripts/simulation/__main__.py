@@ -10,7 +10,7 @@ from pathlib import Path
 from scripts.simulation.figures import CLIENTS, simulate
 
 PLOT = Path("docs/multicast.svg")
-CHUNKS = 4096
+CHUNKS = 2048
 
 
 def main() -> int:
