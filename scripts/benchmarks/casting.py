@@ -36,6 +36,7 @@ class Program:
     """A program that runs in a namespace.
 
     Attributes:
+        name: of its file.
         started, ended: when; seconds of the monotonic clock.
         status: that it ended with, None while it runs.
         cpu: seconds of a core that it took, when it has ended. A veth has the sender's core do the work of the
@@ -45,7 +46,7 @@ class Program:
     def __init__(self, machine: Machine, *words: str | Path) -> None:
         """Start it."""
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the program
-        self._name = Path(words[0]).name
+        self.name = Path(words[0]).name
         self.started = time.monotonic()
         self.ended = 0.0
         self.cpu = 0.0
@@ -91,6 +92,12 @@ class Program:
         except OSError:
             return False
 
+    def datagrams(self) -> int:
+        """How many datagrams over UDP its machine has sent; a batch is one."""
+        lines = Path(f"/proc/{self.pid}/net/snmp").read_text().splitlines()
+        names, values = (line.split() for line in lines if line.startswith("Udp:"))
+        return int(values[names.index("OutDatagrams")])
+
     def wait(self, condition: Callable[[], object], what: str, seconds: float = READY) -> None:
         """Until something holds.
 
@@ -100,9 +107,9 @@ class Program:
         deadline = time.monotonic() + seconds
         while not condition():
             if self.poll():
-                raise Failed(f"{self._name} ended with {self.status} before {what}: {self.last_line}")
+                raise Failed(f"{self.name} ended with {self.status} before {what}: {self.last_line}")
             if time.monotonic() > deadline:
-                raise Failed(f"{self._name}: {what} took more than {seconds:.0f} s")
+                raise Failed(f"{self.name}: {what} took more than {seconds:.0f} s")
             time.sleep(_LOOK)
 
     @property
@@ -117,7 +124,7 @@ class Program:
             Failed: not so.
         """
         if self.status != 0:
-            raise Failed(f"{self._name} ended with {self.status}: {self.last_line}")
+            raise Failed(f"{self.name} ended with {self.status}: {self.last_line}")
 
     def end(self, how: signal.Signals) -> None:
         """Send it a signal, and wait for its end."""
@@ -167,7 +174,7 @@ def finish(programs: Sequence[Program], seconds: float) -> None:
     running = list(programs)
     while running := [program for program in running if not program.poll()]:
         if time.monotonic() > deadline:
-            raise Failed(f"not done after {seconds:.0f} s")
+            raise Failed(f"{running[0].name}: not done after {seconds:.0f} s: {running[0].last_line}")
         time.sleep(_LOOK)
     for program in programs:
         program.succeeded()

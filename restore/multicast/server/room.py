@@ -28,6 +28,7 @@ _KEPT: Final = 10_000  # clients that have left, of which is known how they ende
 _WINDOW: Final = 5.0  # seconds that a client's rate is told of
 _MEASURED_BY: Final = 500  # datagrams, from which on their loss means anything
 _WEIGHT: Final = 0.3  # of the last measurement in all of them
+_MORE: Final = 1.25  # times what a lower rate did not help against: there is another cause now
 
 
 class RoomFull(Exception):
@@ -76,6 +77,11 @@ class Guest:
     _let_go: float = 0.0  # which part of what was sent lately it could not take
     _loss: float = 0.0  # which part of what was sent lately got lost on the way to it
     _measured: Counts = field(default_factory=Counts, repr=False)  # when that was found out
+    _lost_from: int = 0  # the sequence number from which on `_loss` was measured last
+    _lost_to: int = 0
+    _lately: float = 0.0  # the last measurement alone
+    _slowed: tuple[float, float] | None = None  # when the rate was lowered: that, and which part is left of it
+    _bears: float = 0.0  # loss that a lower rate did not lessen: a bad line or radio, not a stream too fast for it
 
     def rate(self, window: float = _WINDOW) -> float:
         """Bytes per second that came whole and right lately."""
@@ -105,7 +111,7 @@ class Guest:
 
     def let_go(self) -> float:
         """Which part of what was sent lately was too fast for it, or for the way to it, 0 to 1."""
-        return max(self._let_go, self._loss if self._loss > MOST_LOSS else 0.0)
+        return max(self._let_go, self._loss if self._loss > max(MOST_LOSS, _MORE * self._bears) else 0.0)
 
     def measure(self, counts: Counts, as_of: int) -> None:
         """It has done so much, and has seen all that was sent before `as_of`."""
@@ -117,8 +123,28 @@ class Guest:
         came, lost = counts.segments - self._measured.segments, counts.lost - self._measured.lost
         if came + lost >= _MEASURED_BY:
             on_the_way = lost - (counts.overflowed - self._measured.overflowed)
-            self._loss += _WEIGHT * (_part(on_the_way, came + lost) - self._loss)
+            self._lately = _part(on_the_way, came + lost)
+            self._loss += _WEIGHT * (self._lately - self._loss)
             self._measured = counts
+            self._lost_from, self._lost_to = self._lost_to, as_of
+
+    def weigh(self, slowed_from: int) -> None:
+        """See whether its loss has become less by a rate that was lowered at that sequence number.
+
+        As much as before comes through a port that was too slow, and as much less as is sent where the rate is not to
+        blame; what is nearer decides.
+        """
+        if self._slowed is None or self._lost_from < slowed_from:
+            return
+        before, rest = self._slowed
+        by_rate = max(1 - (1 - before) / rest, 0.0)
+        if self._lately > (before + by_rate) / 2:
+            self._bears = self._lately
+        self._slowed = None
+
+    def rate_changed(self, before: int, now: int) -> None:
+        """The rate is another one from now on."""
+        self._slowed = (self._lately, now / before) if now < before and self._lately > MOST_LOSS / 2 else None
 
 
 @dataclass(slots=True)
@@ -253,6 +279,8 @@ class Room:
             # lower one was too much already.
             telling = [guest for guest in followers if guest._measured_from >= self._slowed_from]
             before = self.regulator.rate
+            for guest in telling:
+                guest.weigh(self._slowed_from)
             if 2 * len(telling) > len(followers):
                 fresh = sum(guest._measured_from >= self._rated_from for guest in telling)
                 self.regulator.regulate(
@@ -265,6 +293,9 @@ class Room:
                 self._rated_from = self.carousel.sequence
             if self.regulator.rate < before:
                 self._slowed_from = self.carousel.sequence
+            if self.regulator.rate != before:
+                for guest in self._guests.values():
+                    guest.rate_changed(before, self.regulator.rate)
             return self.regulator.rate
 
     def guests(self) -> list[Guest]:

@@ -35,9 +35,11 @@ def layout(data: bytes, unit: int = CHUNK) -> Layout:
     return Layout(manifest(data, unit))
 
 
-def repairs(data: bytes, chunk: int, sequence: int, first: int, count: int, size: int = SEGMENT) -> list[bytes]:
-    """Some of the datagrams that repair a chunk."""
-    part = data[chunk * CHUNK : (chunk + 1) * CHUNK]
+def repairs(
+    data: bytes, chunk: int, sequence: int, first: int, count: int, size: int = SEGMENT, unit: int = CHUNK
+) -> list[bytes]:
+    """Some of the datagrams that repair a chunk of so many bytes."""
+    part = data[chunk * unit : (chunk + 1) * unit]
     segments = segments_of(len(part), size)
     maker = RepairMaker(size)
     maker.learn(chunk, memoryview(part.ljust(segments * size, b"\0")))

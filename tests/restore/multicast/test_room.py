@@ -167,6 +167,27 @@ def test_lost_on_the_way_or_only_here() -> None:
     assert here.carousel.loss < 0.005
 
 
+@pytest.mark.parametrize("port", [None, 40 * MB])
+def test_loss_that_a_lower_rate_lessens_and_other_loss(port: float | None) -> None:
+    """A port that is too slow has the stream go as fast as it can; a line that loses a quarter at any rate does not."""
+    here = room()
+    client = join(here)
+    segments = lost = 0
+    rates: list[float] = []
+    for second in range(1, 200):
+        rate = rates[-1] if rates else 100 * MB
+        loss = 0.25 if port is None else max(1 - port / rate, 0.0)
+        segments, lost = segments + round(1000 * (1 - loss)), lost + round(1000 * loss)
+        here.carousel.sequence = 1000 * second  # all of that has been sent
+        here.report(client, Status(ChunkSet.full(COUNT), 1000 * second, Counts(segments=segments, lost=lost)), second)
+        rates.append(here.regulate(rate))
+    if port is None:
+        assert min(rates) > 50 * MB
+        assert rates[-100:] == [100 * MB] * 100
+    else:
+        assert max(rates[-100:]) < 1.4 * port
+
+
 def test_all_of_it_round_and_round_until_nobody_is_there() -> None:
     here = room(everything=True, loop_suspend=2)
     sent = [here.next(0) for _ in range(5 * COUNT)]
