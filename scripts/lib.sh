@@ -21,17 +21,15 @@ readonly PACKAGES_TEST=(
   zsh fish man-db groff-base
   nginx-light samba openssh-server
   exfat-fuse f2fs-tools
+  chromium
 )
 
 # shellcheck disable=SC2034  # read by scripts/demo
 readonly PACKAGES_DEMO=("${PACKAGES_RUN[@]}" mmdebstrap fdisk dosfstools mtools e2fsprogs util-linux mount libnbd-bin)
 
-# What `scripts/demo --multicast` builds its image and its room of.
-# shellcheck disable=SC2034  # read by scripts/demo
-readonly PACKAGES_MULTICAST=(
-  "${PACKAGES_RUN[@]}" mmdebstrap fdisk dosfstools mtools e2fsprogs util-linux mount
-  iproute2 nftables ethtool diffutils hostname
-)
+# What `scripts/demo --multicast` needs beyond that.
+# shellcheck disable=SC2034  # read by scripts/room.sh
+readonly PACKAGES_ROOM=("${PACKAGES_DEMO[@]}" iproute2 nftables ethtool)
 
 # What `scripts/demo --tour` makes images with, serves them from, and has its restores checked by.
 # shellcheck disable=SC2034  # read by scripts/demo
@@ -45,6 +43,7 @@ readonly PACKAGES_TOUR=(
 readonly PACKAGES_BENCH=(
   "${PACKAGES_RUN[@]}" nbdkit libnbd-bin qemu-utils fio
   7zip zstd curl nginx-light partclone bmap-tools e2fsprogs util-linux
+  udpcast uftp iproute2 nftables ethtool
 )
 
 # ---- talking --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from restore.report import RESTORING, VERIFYING, Marking, Report
+from restore.report import RESTORING, VERIFYING, Report
 
 _TICK: Final = 0.1  # seconds between two updates
 
@@ -20,13 +20,10 @@ class Progress:
         report: Report,
         totals: dict[str, Callable[[], int]],
         watch: Callable[[int, int], None] = lambda restored, verified: None,
-        missed: Callable[[], int] = lambda: 0,
     ) -> None:
-        """Of phases with their totals; `watch` is told as `Arriving.progressed` is, `missed` asked for that of it."""
+        """Of phases with their totals; `watch` is told as `Arriving.progressed` is."""
         self._report = report
         self._watch = watch
-        self._missed = missed
-        self._missed_before = 0
         self.totals = totals  # of each phase, in bytes; of some sources they become known on the way
         self._done = dict.fromkeys(totals, 0)
 
@@ -42,10 +39,6 @@ class Progress:
 
     def show(self) -> None:
         """Report where every phase is."""
-        missed = self._missed()
-        if missed > self._missed_before and isinstance(self._report, Marking):
-            self._report.missed(RESTORING)
-        self._missed_before = missed
         for phase, total in self.totals.items():
             most = total()
             self._report.progress(phase, min(self._done[phase], most), most)

@@ -108,6 +108,7 @@ class _Watched:
     def __init__(self, report: Report) -> None:
         self.copying = False
         self.begin, self.done, self.note = report.begin, report.done, report.note
+        self.missed = report.missed
         self.failed, self.finished = report.failed, report.finished
         self._progress = report.progress
 

@@ -117,10 +117,6 @@ class Overlaid:
         if isinstance(self._source, Arriving):
             self._source.progressed(restored, verified)
 
-    def missed(self) -> int:
-        """As the source tells."""
-        return self._source.missed() if isinstance(self._source, Arriving) else 0
-
     def reader(self) -> Self:
         """Over a reader of the source."""
         return type(self)(self._source.reader(), self.size, self._patches)

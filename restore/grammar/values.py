@@ -70,6 +70,14 @@ def loops(text: str) -> int:
     return value
 
 
+def parity(text: str) -> float:
+    """A percentage, with or without its sign; as a part of 1."""
+    match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)%?", text)
+    if match is None or float(match[1]) > 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage from 0 to 100, such as 5%")
+    return float(match[1]) / 100
+
+
 def group(text: str) -> str:
     """A multicast address."""
     from restore.multicast.config import check_group

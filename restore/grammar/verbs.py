@@ -92,12 +92,13 @@ def check(options: argparse.Namespace, verb: Parser) -> None:
 def _check_restore(options: argparse.Namespace, verb: Parser, *, streamed: bool) -> None:
     if options.file is not None:
         _check_file(options, verb, streamed=streamed)
-    elif not options.target:
+        return
+    if not options.target:
         verb.error("--target TARGET is missing")
     for dest, option in _ONLY_STREAMED.items():
         if getattr(options, dest) and not streamed:
             verb.error(f"{option} is for a multicast stream, --source asr://HOST: leave it out")
-    if streamed and not options.erase and options.file is None:
+    if streamed and not options.erase:
         verb.error(f"{options.source}: a multicast stream is restored by blocks: say --erase if that is meant")
     for partition, which in ((options.source_partition, "--source-partition"),
                              (options.target_partition, "--target-partition")):  # fmt: skip
@@ -115,16 +116,13 @@ def _check_restore(options: argparse.Namespace, verb: Parser, *, streamed: bool)
 
 def _check_file(options: argparse.Namespace, verb: Parser, *, streamed: bool) -> None:
     if not streamed:
-        verb.error(
-            "--file is for a multicast stream, --source asr://HOST: for any other source, truncate -s SIZE FILE, and "
-            "name that as --target"
-        )
+        verb.error("--file is for a multicast stream, --source asr://HOST: other images are files, or asr capture's")
     if options.target:
-        verb.error("--file and --target exclude each other: leave one of them out")
-    partitions = {"source_partition": "--source-partition", "target_partition": "--target-partition"}
-    for dest, option in (_ONLY_WITH_ERASE | partitions).items():
+        verb.error("--file saves the stream, --target restores it: leave one of them out")
+    for dest, option in (*_ONLY_WITH_ERASE.items(), ("source_partition", "--source-partition"),
+                         ("target_partition", "--target-partition")):  # fmt: skip
         if getattr(options, dest):
-            verb.error(f"{option} is for a target, and --file saves the image as it is: leave it out")
+            verb.error(f"{option} is for what is restored onto a target, and --file saves all as it is: leave it out")
 
 
 def _restore(parser: Parser) -> Parser:
@@ -149,7 +147,6 @@ def _restore(parser: Parser) -> Parser:
              "  --target nbd://10.0.0.11/sda --target nbd://10.0.0.12/sda \\\n  --target nbd://10.0.0.13/sda"),
             ("go on after a cut, or bring a disk up to date: only what differs is sent",
              "restore --source lab.qcow2 --target nbd://10.0.0.11/sda --erase --delta"),
-            ("save what is streamed, to serve it on from here", "restore --source asr://10.0.0.5 --file lab.img"),
             ("copy files into a volume whose other files stay", "restore --source tools.img --target /mnt/data"),
         ),
     )  # fmt: skip
@@ -158,9 +155,7 @@ def _restore(parser: Parser) -> Parser:
     what.add_argument(
         "-t", "--target", action="append", metavar="TARGET", help=f"{_TARGET}. Again for more of them, side by side"
     )
-    what.add_argument(
-        "--file", metavar="PATH", help="instead: save a multicast stream as this file, and its scan as PATH.bmap"
-    )
+    what.add_argument("--file", metavar="PATH", help="instead of a target: save a multicast stream as this image")
     _add_source_options(what)
     what.add_argument(
         "--source-partition", type=values.partition, metavar="N",
@@ -297,6 +292,10 @@ def _server(parser: Parser) -> Parser:
     how.add_argument(
         "--carousel", action="store_true", help="send all of it round and round, for clients that say nothing"
     )
+    how.add_argument(
+        "--fec", type=values.parity, default=0.0, metavar="N%%",
+        help="send so many repair segments along with each chunk, at least (as many as 0.5 to 20 %% loss asks for)",
+    )  # fmt: skip
     how.add_argument(
         "--start-when", type=values.clients, default=1, metavar="N", help="start when N clients are there (1)"
     )

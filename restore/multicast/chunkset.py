@@ -17,15 +17,24 @@ class ChunkSet:
     def __init__(self, count: int, members: Iterable[int] = ()) -> None:
         """Of chunks 0 to `count` - 1, those that are given."""
         self.count = count
-        self._bits = 0
+        bits = bytearray(-(-count // 8))  # one bit after the other would copy all of them each time
         for member in members:
-            self.add(member)
+            self._check(member)
+            bits[member >> 3] |= 1 << (member & 7)
+        self._bits = int.from_bytes(bits, "little")
 
     @classmethod
-    def full(cls, count: int) -> Self:
-        """All of them."""
+    def full(cls, count: int, first: int = 0) -> Self:
+        """All of them from `first` on."""
         made = cls(count)
-        made._bits = (1 << count) - 1
+        made._bits = ((1 << count) - 1) >> first << first
+        return made
+
+    @classmethod
+    def from_bits(cls, bits: bytes | bytearray, count: int) -> Self:
+        """Those of `count` chunks whose bits are set, lowest first."""
+        made = cls(count)
+        made._bits = int.from_bytes(bits, "little") & ((1 << count) - 1)
         return made
 
     def add(self, member: int) -> None:
@@ -34,8 +43,7 @@ class ChunkSet:
         Raises:
             IndexError: there is no such chunk.
         """
-        if not 0 <= member < self.count:
-            raise IndexError(f"there is no chunk {member}, there are {self.count}")
+        self._check(member)
         self._bits |= 1 << member
 
     def discard(self, member: int) -> None:
@@ -51,10 +59,20 @@ class ChunkSet:
         """Have none of another set in it."""
         self._bits &= ~other._bits
 
+    def common(self, other: ChunkSet) -> int:
+        """How many chunks are in both."""
+        return (self._bits & other._bits).bit_count()
+
     def next(self, start: int) -> int | None:
         """The first member from `start` on, None if there is none."""
         rest = self._bits >> start
         return None if not rest else start + (rest & -rest).bit_length() - 1
+
+    def between(self, start: int, end: int) -> Self:
+        """The members from `start` to `end` - 1."""
+        made = type(self)(self.count)
+        made._bits = (self._bits & ((1 << end) - 1)) >> start << start
+        return made
 
     def copy(self) -> Self:
         """Another with the same members."""
@@ -87,6 +105,10 @@ class ChunkSet:
         return isinstance(other, ChunkSet) and (self.count, self._bits) == (other.count, other._bits)
 
     __hash__ = None  # type: ignore[assignment]
+
+    def _check(self, member: int) -> None:
+        if not 0 <= member < self.count:
+            raise IndexError(f"there is no chunk {member}, there are {self.count}")
 
     def to_text(self) -> str:
         """As a message has it: the bits, lowest first, compressed by zlib, in base64."""

@@ -6,9 +6,8 @@ size: the last segment of a chunk is padded with zeroes. Integers are big-endian
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from struct import Struct as Precompiled
-from typing import Final
+from typing import Final, NamedTuple
 
 from construct import Bytes, Const, Int8ub, Int16ub, Int32ub, Int64ub, Struct
 
@@ -21,15 +20,16 @@ HEADER: Final = Struct(
     "version" / Const(VERSION, Int8ub),
     "flags" / Const(0, Int8ub),
     "session" / Int64ub,
-    "sequence" / Int64ub,  # how many chunks were sent before this one: what a report is as of
+    "sequence" / Int64ub,  # how many datagrams were sent before this turn of a chunk: what a report is as of
     "chunk" / Int32ub,
-    "segment" / Int32ub,  # from the number of a chunk's segments on it is parity
+    "segment" / Int32ub,  # from the number of a chunk's segments on it repairs the others
 )
 PACKED: Final = Precompiled(">HBBQQII")
 HEADER_SIZE: Final = PACKED.size
 UDP_HEADER: Final = 8
 IPV4_HEADER: Final = 20
 IPV6_HEADER: Final = 40
+MULTIPLE: Final = 8  # bytes, which a segment's size has to be a multiple of for the repair codec
 LEAST_SEGMENT: Final = 512
 MOST_SEGMENT: Final = 32 << 10  # a datagram has to fit 65,507 bytes, and two a batch are the least that is one
 
@@ -39,8 +39,7 @@ _CHUNK: Final = 20
 _SEGMENT: Final = 24
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """The header of a datagram, see `HEADER`."""
 
     session: int
@@ -69,12 +68,13 @@ def parse(data: bytes | bytearray | memoryview, session: int) -> Header | None:
 
 
 def segment_size(mtu: int, *, ipv6: bool = False) -> int:
-    """Bytes of a segment whose datagram fits a link's MTU.
+    """Bytes of a segment whose datagram fits a link's MTU, and that can be repaired.
 
     Raises:
         ValueError: none does.
     """
-    size = min(mtu - (IPV6_HEADER if ipv6 else IPV4_HEADER) - UDP_HEADER - HEADER_SIZE, MOST_SEGMENT)
+    room = mtu - (IPV6_HEADER if ipv6 else IPV4_HEADER) - UDP_HEADER - HEADER_SIZE
+    size = min(room // MULTIPLE * MULTIPLE, MOST_SEGMENT)
     if size < LEAST_SEGMENT:
         raise ValueError(f"an MTU of {mtu} bytes is too small")
     return size

@@ -6,18 +6,24 @@
     POST   /v1/clients/{id}       how far it is, every now and then
     DELETE /v1/clients/{id}       it leaves
     GET    /v1/chunks/{number}    the bytes of one chunk
+    GET    /v1/status             every client and how far it is, as `restore.multicast.server.view.View` has it
+    GET    /                      the same as a page for people, which asks for it once a second
+    GET    /metrics               the same for Prometheus
 
+There are `MOST_CLIENTS` clients at most; one more is answered with 503 until another one has ended.
 A refusal is a 4xx or 5xx status with `{"error": "…"}`.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Self
 
 from restore.multicast.chunkset import ChunkSet
 from restore.multicast.config import check_group
+from restore.multicast.layout import CHUNK
 from restore.multicast.packet import LEAST_SEGMENT, MOST_SEGMENT
 
 SESSION: Final = "/v1/session"
@@ -25,8 +31,15 @@ MANIFEST: Final = "/v1/manifest"
 SIGNATURE: Final = "/v1/manifest.sig"
 CLIENTS: Final = "/v1/clients"
 CHUNKS: Final = "/v1/chunks"
+STATUS: Final = "/v1/status"
+PAGE: Final = "/"
+METRICS: Final = "/metrics"
+MOST_CLIENTS: Final = 4096  # at a time
 MAX_BODY: Final = 16 << 20  # what a client sends; the chunks that it lacks of 8 TiB take 1 MiB at most
-REPORT_EVERY: Final = 0.5  # seconds between two reports of a client
+REPORT_EVERY: Final = 0.2  # seconds between two reports of a client, where there are few
+MOST_REPORTS: Final = 500  # a second, of all clients together
+_SELDOM: Final = 5.0  # seconds between two reports of a client at most
+MOST_MISSING: Final = 1024  # chunks begun that a report has, at most
 _MOST_CHUNKS: Final = 1 << 27
 _MOST_NAME: Final = 255
 _MOST_TARGETS: Final = 64
@@ -141,7 +154,9 @@ class Counts:
         lost: datagrams that did not, as far as it can tell.
         duplicates: datagrams that were of no use.
         damaged: chunks that were whole and wrong.
-        passed_over: chunks that it lacked and had no room for.
+        passed_over: datagrams of chunks that it lacked and had no room for.
+        overflowed: datagrams that arrived, and were dropped because it did not come to take them; `lost` has them too.
+        repaired: chunks that repair segments made whole.
     """
 
     received: int = 0
@@ -152,6 +167,8 @@ class Counts:
     duplicates: int = 0
     damaged: int = 0
     passed_over: int = 0
+    overflowed: int = 0
+    repaired: int = 0
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
@@ -171,15 +188,25 @@ class Status:
         lacking: the chunks that it still needs.
         as_of: it has seen all that was sent before this number.
         counts: what it has done.
+        missing: of those of them that it has begun, how many segments it needs still, of whichever kind.
+        filled: which part of its memory for chunks that wait for its target is taken, 0 to 1.
     """
 
     lacking: ChunkSet
     as_of: int
     counts: Counts
+    missing: Mapping[int, int] = field(default_factory=dict)
+    filled: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As it goes over the wire."""
-        return {"lacking": self.lacking.to_text(), "as_of": self.as_of, "counts": asdict(self.counts)}
+        return {
+            "lacking": self.lacking.to_text(),
+            "missing": [list(pair) for pair in self.missing.items()],
+            "as_of": self.as_of,
+            "filled": self.filled,
+            "counts": asdict(self.counts),
+        }
 
     @classmethod
     def from_json(cls, value: Any, chunks: int) -> Self:
@@ -190,7 +217,16 @@ class Status:
         """
         try:
             lacking = ChunkSet.from_text(_text(value["lacking"], MAX_BODY), chunks)
-            return cls(lacking, _number(value["as_of"], 0, (1 << 63) - 1), Counts.from_json(value["counts"]))
+            missing = value["missing"]
+            if not isinstance(missing, list) or len(missing) > MOST_MISSING:
+                raise MessageError(f"at most {MOST_MISSING} chunks that are begun, in a list")
+            return cls(
+                lacking,
+                _number(value["as_of"], 0, (1 << 63) - 1),
+                Counts.from_json(value["counts"]),
+                {_number(chunk, 0, chunks - 1): _number(count, 1, CHUNK // LEAST_SEGMENT) for chunk, count in missing},
+                _fraction(value["filled"], 1.0),
+            )
         except (TypeError, KeyError, ValueError) as error:
             raise MessageError(f"not how far a client is: {error!s:.120}") from None
 
@@ -203,11 +239,13 @@ class Directions:
         client: what the client is called from now on.
         alone: it is to fetch what it lacks by itself.
         streaming: the stream has begun.
+        report_every: seconds from this report to the next one; with cause, a client may report twice as often.
     """
 
     client: str
     alone: bool
     streaming: bool
+    report_every: float = REPORT_EVERY
 
     def to_json(self) -> dict[str, Any]:
         """As it goes over the wire."""
@@ -224,9 +262,15 @@ class Directions:
             client = _text(value["client"])
             if not _ID.fullmatch(client):
                 raise MessageError(f"{client!r:.80} is no client")
-            return cls(client, _truth(value["alone"]), _truth(value["streaming"]))
+            every = _fraction(value["report_every"], _SELDOM)
+            return cls(client, _truth(value["alone"]), _truth(value["streaming"]), every)
         except (TypeError, KeyError, ValueError) as error:
             raise MessageError(f"not what a multicast server answers to a client: {error!s:.120}") from None
+
+
+def report_every(clients: int) -> float:
+    """Seconds between two reports of each of so many clients."""
+    return min(max(REPORT_EVERY, clients / MOST_REPORTS), _SELDOM)
 
 
 def _text(value: Any, most: int = _MOST_NAME) -> str:
@@ -239,6 +283,12 @@ def _number(value: Any, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
         raise MessageError(f"{value!r:.40} is no number from {least} to {most}")
     return value
+
+
+def _fraction(value: Any, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise MessageError(f"{value!r:.40} is no number from 0 to {most:g}")
+    return float(value)
 
 
 def _truth(value: Any) -> bool:

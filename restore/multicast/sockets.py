@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -158,6 +159,16 @@ def receiving_socket(interface: Interface, group: str, port: int) -> socket.sock
         sock.close()
         raise Refused(f"{group} port {port} cannot be received by {interface.name}: {error.strerror}") from None
     return sock
+
+
+def overflowed(sock: socket.socket) -> int:
+    """How many batches of datagrams were dropped because nobody came to take them from a socket in time."""
+    inode = str(os.fstat(sock.fileno()).st_ino)
+    for line in Path("/proc/net/udp").read_text().splitlines()[1:]:  # of the network namespace of this thread
+        fields = line.split()
+        if fields[9] == inode:
+            return int(fields[12])
+    return 0
 
 
 def _membership(group: str, interface: Interface) -> bytes:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, Final, Protocol, TextIO, runtime_checkable
+from typing import Any, Final, Protocol, TextIO
 
 RESTORING: Final = "Restoring"
 VERIFYING: Final = "Verifying"
@@ -27,6 +27,10 @@ class Report(Protocol):
         """Bytes done of a phase with progress; two such phases may run side by side."""
         ...
 
+    def missed(self) -> None:
+        """Data of a stream got lost since the last progress, and will come again; from any thread."""
+        ...
+
     def note(self, text: str) -> None:
         """Something worth a line."""
         ...
@@ -37,15 +41,6 @@ class Report(Protocol):
 
     def finished(self, summary: str, **facts: Any) -> None:
         """The end, well."""
-        ...
-
-
-@runtime_checkable
-class Marking(Protocol):
-    """A `Report` that marks where a stream left something out."""
-
-    def missed(self, phase: str) -> None:
-        """Since the last progress of a phase data were sent that did not come; they have to be sent again."""
         ...
 
 

@@ -21,7 +21,6 @@ class JSONReport:
         self._always = {} if target is None else {"target": target}
         self._phase = ""
         self._last: dict[str, tuple[float, int]] = {}
-        self._missed: set[str] = set()
 
     def begin(self, phase: str) -> None:
         self._phase = phase
@@ -36,12 +35,10 @@ class JSONReport:
         if done != before and (now - last >= _INTERVAL or done >= total):
             self._last[phase] = (now, done)
             percent = 100.0 if total == 0 else round(done * 100 / total, 1)
-            missed = {"missed": True} if phase in self._missed else {}
-            self._missed.discard(phase)
-            self._event("progress", phase=phase, bytes=done, total=total, percent=percent, **missed)
+            self._event("progress", phase=phase, bytes=done, total=total, percent=percent)
 
-    def missed(self, phase: str) -> None:
-        self._missed.add(phase)
+    def missed(self) -> None:
+        pass
 
     def note(self, text: str) -> None:
         self._event("note", message=text)

@@ -48,6 +48,9 @@ class _LinesOfOne:
             self._percent[phase] = percent
             self.note(f"{phase}  {percent} %")
 
+    def missed(self) -> None:
+        pass
+
     def note(self, text: str) -> None:
         put(self._out, f"  {self._name}: {text}\n")
 
@@ -104,6 +107,9 @@ class _BarsOfOne(_LinesOfOne):
         if phase not in self._tasks:
             self._tasks[phase] = self._all.bars().add_task(f"{self._name}: {phase}", total=total)
         self._all.bars().update(self._tasks[phase], completed=done, total=total)
+
+    def missed(self) -> None:
+        pass
 
     def note(self, text: str) -> None:
         self._all.line(f"  {self._name}: {text}")

@@ -47,6 +47,9 @@ class PuppetReport:
             self._percent[phase] = percent
             self._line("PINF", str(percent), phase, str(done), str(total))
 
+    def missed(self) -> None:
+        pass
+
     def note(self, text: str) -> None:
         self._line("NOTE", text)
 

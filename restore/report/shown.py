@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from restore.report import Marking, Members, Report
+from restore.report import Members, Report
 from targetmode.disks.text import escaped
 
 _URL: Final = re.compile(
@@ -53,9 +53,8 @@ class ShownReport:
     def progress(self, phase: str, done: int, total: int) -> None:
         self._report.progress(phase, done, total)
 
-    def missed(self, phase: str) -> None:
-        if isinstance(self._report, Marking):
-            self._report.missed(phase)
+    def missed(self) -> None:
+        self._report.missed()
 
     def note(self, text: str) -> None:
         self._report.note(self._show(text))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final, TextIO
 
-from restore.report import put, range_lines
+from restore.report import RESTORING, put, range_lines
 
 _DOTS: Final = 4  # between two tens of a percentage
 
@@ -23,8 +23,7 @@ class TextReport:
         self._waiting: dict[str, tuple[int, int]] = {}
         self._full: set[str] = set()
         self._drawn = 0
-        self._symbols: dict[str, list[str]] = {}  # of each phase, so that a line that begins anew is the same
-        self._missed: set[str] = set()
+        self._missed = False  # since the last mark, data of a stream
 
     def begin(self, phase: str) -> None:
         self._end_line()
@@ -48,8 +47,11 @@ class TextReport:
         step = 100 if total == 0 else done * 100 // total
         ticks = step * (_DOTS + 1) // 10
         while self._drawn < ticks:
-            self._write(self._symbol(phase, self._drawn))
             self._drawn += 1
+            tens, within = divmod(self._drawn, _DOTS + 1)
+            mark = "x" if self._missed and phase == RESTORING else "."
+            self._write(str(tens * 10) if within == 0 else mark)
+            self._missed = self._missed and (within == 0 or mark == ".")
         if done >= total:
             self._write("\n")
             self._current = None
@@ -58,9 +60,8 @@ class TextReport:
                 del self._waiting[other]
                 self.progress(other, other_done, other_total)
 
-    def missed(self, phase: str) -> None:
-        if phase not in self._full:
-            self._missed.add(phase)
+    def missed(self) -> None:
+        self._missed = True
 
     def note(self, text: str) -> None:
         self._end_line()
@@ -73,18 +74,6 @@ class TextReport:
     def finished(self, summary: str, **facts: Any) -> None:
         self._end_line()
         self._write(f"  {summary}\n")
-
-    def _symbol(self, phase: str, index: int) -> str:
-        """What stands at a place of a phase's line: tens of a percentage, `x` where data were missed, else a dot."""
-        symbols = self._symbols.setdefault(phase, [])
-        while len(symbols) <= index:
-            tens, within = divmod(len(symbols) + 1, _DOTS + 1)
-            if within and phase in self._missed:
-                self._missed.discard(phase)
-                symbols.append("x")
-            else:
-                symbols.append("." if within else str(tens * 10))
-        return symbols[index]
 
     def _write(self, text: str) -> None:
         put(self._out, text)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from restore.report import Marking, Members, Report
+from restore.report import Members, Report
 
 
 class TimedReport:
@@ -35,9 +35,8 @@ class TimedReport:
         self._progress[phase] = (start, now if done < total or not end else end)
         self._report.progress(phase, done, total)
 
-    def missed(self, phase: str) -> None:
-        if isinstance(self._report, Marking):
-            self._report.missed(phase)
+    def missed(self) -> None:
+        self._report.missed()
 
     def note(self, text: str) -> None:
         self._report.note(text)

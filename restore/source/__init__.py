@@ -177,10 +177,6 @@ class Arriving(Protocol):
         """So many bytes are on the target now, and so many of them were compared: whoever sends may want to know."""
         ...
 
-    def missed(self) -> int:
-        """How much of what was sent for it has not come so far; only to be compared with what it was before."""
-        ...
-
 
 @runtime_checkable
 class Described(Protocol):

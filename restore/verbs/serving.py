@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import os
 import sys
-import time
 from contextlib import AsyncExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Final
 
 from restore.errors import RestoreError
 from restore.manifest.checked import Prepared
 from restore.multicast import config as configuration
 from restore.multicast.server import manifest as manifests
-from restore.multicast.server.serving import Running, ServerSettings, serving
-from restore.report import Report, put
+from restore.multicast.server.serving import ServerSettings, serving
+from restore.report import Report
 from restore.report.shown import shown
 from restore.source import Source, SourceSettings
+from restore.verbs.board import Board
 from restore.verbs.opening import open_prepared
-from targetmode.disks.text import format_size
 
-_LOOK: Final = 0.2  # seconds between looks whether there is something to tell
 _SCANNING: Final = "Block checksum:"
 
 
@@ -44,24 +42,29 @@ async def serve(options: argparse.Namespace, report: Report) -> int:
         if isinstance(source, Prepared):  # chunks are checked as they are sent
             source = source.source
         manifest = await _manifest(source, image.path, options.source, report)
+        report.begin("Starting server")  # which ends the bar of the scan, if there was one
+        terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        board = Board(report, as_json=options.json, table=terminal and not options.puppetstrings)
+        stack.callback(board.close)
         settings = ServerSettings(
             interface=options.interface,
             carousel=options.carousel,
+            fec=options.fec,
             start_when=options.start_when,
             start_wait=options.start_wait,
-            notify=report.note,
+            notify=board.note,
         )
         running = await stack.enter_async_context(serving(_name(options.source), source, manifest, config, settings))
+        report.done()
         if config.discovery:
             from restore.multicast.discovery import announced
 
-            await stack.enter_async_context(announced(running.session, running.interface, config.port, report.note))
-        board = _Board(running, as_json=options.json)
-        board.ready()
+            await stack.enter_async_context(announced(running.session, running.interface, config.port, board.note))
+        board.ready(running)
         try:
-            return await board.run(once=options.once)
+            return await board.run(running, once=options.once)
         except asyncio.CancelledError:  # which is how a server ends
-            board.stopped()
+            board.stopped(running)
             return 0
 
 
@@ -118,67 +121,3 @@ async def _manifest(source: Source, path: Path | None, place: str, report: Repor
         raise
     report.progress(_SCANNING, made.bmap.image_size, made.bmap.image_size)
     return made
-
-
-class _Board:
-    """What is told while a server runs."""
-
-    def __init__(self, running: Running, *, as_json: bool) -> None:
-        self._running = running
-        self._as_json = as_json
-        self._passes = 0
-        self._told = 0
-
-    def ready(self) -> None:
-        session, interface = self._running.session, self._running.interface
-        rate = self._running.sender.pace.rate
-        self._say(
-            f"{session.image}: {format_size(session.size)} to {session.group} port {session.port} by {interface.name} "
-            f"({interface.address}), at most {format_size(rate) + '/s' if rate else 'as fast as it goes'}",
-            "ready", image=session.image, size=session.size, group=session.group, port=session.port,
-            interface=interface.name, rate=rate, session=f"{session.id:016x}",
-        )  # fmt: skip
-        self._say("Ready to start accepting clients", None)
-
-    def stopped(self) -> None:
-        self._tell_ended()
-        there = len(self._running.room.guests())
-        clients = "nobody took part" if not there else f"{there} client{'s' if there > 1 else ''} took part"
-        self._say(f"The stream has ended; at that moment {clients}", "stopped", clients=there)
-
-    async def run(self, *, once: bool) -> int:
-        running = self._running
-        while not running.failed.is_set():
-            carousel = running.room.carousel
-            if carousel.passes > self._passes:
-                self._passes = carousel.passes
-                self._say(f"Starting stream {time.ctime()}", "stream", loop=self._passes)
-            self._tell_ended()
-            if once and running.room.all_done:
-                return 0
-            try:
-                async with asyncio.timeout(_LOOK):
-                    await running.failed.wait()
-            except TimeoutError:
-                continue
-        failure = running.sender.failure
-        assert failure is not None
-        raise failure
-
-    def _tell_ended(self) -> None:
-        left = self._running.room.left()
-        for guest in left[self._told :]:
-            took = guest.ended - guest.joined
-            self._say(
-                f"{guest.name} ({guest.address}): {guest.end} after {took:.1f} s, "
-                f"{format_size(guest.counts.received)} received, {guest.loss():.1%} lost",
-                "left", client=guest.name, address=guest.address, targets=guest.targets, end=guest.end,
-                seconds=round(took, 3), received=guest.counts.received, loss=round(guest.loss(), 4),
-            )  # fmt: skip
-        self._told = len(left)
-
-    def _say(self, text: str, event: str | None, **facts: Any) -> None:
-        if not self._as_json:
-            put(sys.stdout, f"{shown(text)}\n")
-        elif event is not None:
-            put(sys.stdout, json.dumps({"event": event, **facts}) + "\n")

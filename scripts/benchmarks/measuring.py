@@ -9,13 +9,18 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 GIB = 1 << 30
+
+
+class Failed(Exception):
+    """What was to be measured did not come to its end; the message says why."""
 
 
 @dataclass
@@ -29,6 +34,7 @@ class Row:
         met: whether the median meets it.
         ours, theirs: every figure, in `unit`; `theirs` is empty where there is no peer.
         value: what the goal is about: a median of ratios, or of figures.
+        failure: why there are no figures.
     """
 
     name: str
@@ -39,6 +45,7 @@ class Row:
     value: float
     ours: list[float]
     theirs: list[float] = field(default_factory=list)
+    failure: str | None = None
 
 
 class Bench:
@@ -82,6 +89,19 @@ class Bench:
         """
         ours(), theirs()  # once for nothing: caches, page tables
         pairs = [(ours(), theirs()) for _ in range(rounds or self.rounds)]
+        self.ratio(name, peer, goal, pairs, unit=unit, at_least=at_least)
+
+    def ratio(
+        self,
+        name: str,
+        peer: str,
+        goal: float,
+        pairs: Sequence[tuple[float, float]],
+        *,
+        unit: str = "s",
+        at_least: bool = True,
+    ) -> None:
+        """Both sides were run in turn: figures of ours and theirs, the rest as in `compare`."""
         speed = unit != "s"
         ratios = [(a / b if speed == at_least else b / a) for a, b in pairs]
         value = statistics.median(ratios)
@@ -90,6 +110,14 @@ class Bench:
         kind = "" if at_least else " time"
         row = Row(name, peer, unit, f"{sign} {goal} ×{kind}", met, value, [a for a, _ in pairs], [b for _, b in pairs])
         self._add(row)
+
+    @contextmanager
+    def attempt(self, name: str, peer: str, goal: str) -> Iterator[None]:
+        """A row that may fail; that it did, and why, is what the table shows then."""
+        try:
+            yield
+        except Failed as failure:
+            self._add(Row(name, peer, "", goal, met=False, value=0.0, ours=[], failure=str(failure)))
 
     def bound(self, name: str, goal: float, unit: str, figures: list[float]) -> None:
         """A row without a peer: the median has to stay below `goal`."""
@@ -113,9 +141,9 @@ def table_line(row: Row) -> str:
         value = statistics.median(values)
         return f"{value / 1000:.1f} k{row.unit}" if row.unit == "IOPS" else f"{value:.3g} {row.unit}"
 
-    ratio = f"{row.value:.2f}" if row.theirs else "–"
+    ratio = f"{row.value:.2f}" if row.theirs else row.failure or "–"
     reached = "yes" if row.met else "**no**"
-    peer = row.peer.replace("|", r"\|")
+    peer, ratio = (text.replace("|", r"\|") for text in (row.peer, ratio))
     return f"| {row.name} | {peer} | {figure(row.ours)} | {figure(row.theirs)} | {ratio} | {row.goal} | {reached} |"
 
 

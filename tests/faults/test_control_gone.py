@@ -117,7 +117,7 @@ def test_silence_from_the_beginning(image: Path, disk: Path) -> None:
     with control(disk, first=tricks.silence) as api, announcing(disk, api.description) as uri:
         began = time.monotonic()
         check_read_back(restore(image, uri, "--timeout=1"), image, disk, "cannot be used (")
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 12  # and not a minute
 
 
 # --- In the middle ---

@@ -29,6 +29,9 @@ class Remembered:
     def progress(self, phase: str, done: int, total: int) -> None:
         self.shares.setdefault(phase, []).append((done, total))
 
+    def missed(self) -> None:
+        pass
+
     def note(self, text: str) -> None:
         self.notes.append(text)
 

@@ -34,6 +34,11 @@ class Terminal:
         """All that has been shown so far, without the cursor's movements."""
         return _ESCAPES.sub("", self._shown.decode(errors="replace")).replace("\r\n", "\n").replace("\r", "\n")
 
+    @property
+    def raw(self) -> str:
+        """All that has been shown so far, as it came."""
+        return self._shown.decode(errors="replace")
+
     def wait_for(self, text: str, seconds: float = 15) -> None:
         """Until a text has been shown."""
         deadline = time.monotonic() + seconds
@@ -74,7 +79,8 @@ def on_terminal(*command: str | Path, columns: int = 120, stdin: Sequence[int] =
         stdout=far,
         stderr=far,
         cwd=ROOT,
-        env={**os.environ, "TERM": "xterm", "LC_ALL": "C.UTF-8"},
+        env={name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        | {"TERM": "xterm", "LC_ALL": "C.UTF-8"},
     )
     os.close(far)
     try:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restore.report import make_report, range_lines
+from restore.report import RESTORING, VERIFYING, make_report, range_lines
 from restore.report.events import JSONReport
 from restore.report.shown import ShownReport
 from restore.report.terminal import TerminalReport
@@ -49,6 +49,20 @@ def test_a_bar_is_at_any_time_the_beginning_of_the_whole(steps: list[int]) -> No
         assert len(re.findall(r"\.|\d+", drawn)) == highest // 20
 
 
+def test_what_was_missed_is_an_x() -> None:
+    """In the line of the restore, once for each time, and never in place of a number."""
+    out = io.StringIO()
+    report = TextReport(out, out)
+    for percent in range(101):
+        if percent in (3, 9, 50, 51, 77):
+            report.missed()
+        report.progress(RESTORING, percent, 100)
+    assert out.getvalue() == "  Restoring  .x..10x...20....30....40....50x...60....70...x80....90....100\n"
+    report.missed()
+    report.progress(VERIFYING, 100, 100)
+    assert out.getvalue().endswith("  Verifying  ....10....20....30....40....50....60....70....80....90....100\n")
+
+
 def test_a_note_has_a_line_of_its_own_and_the_bar_begins_anew() -> None:
     out = io.StringIO()
     report = TextReport(out, io.StringIO())
@@ -61,44 +75,6 @@ def test_a_note_has_a_line_of_its_own_and_the_bar_begins_anew() -> None:
     assert note == "  connecting again"
     assert second == f"  Restoring  {BAR}"
     assert rest == ""
-
-
-def test_what_a_stream_missed_is_marked_once_and_stays_so() -> None:
-    """The next dot is an x, tens stay what they are, and a line that begins anew has it in the same place."""
-    out = io.StringIO()
-    report = ShownReport(TextReport(out, io.StringIO()), str)
-    report.progress("Restoring", 4, 100)
-    report.missed("Restoring")
-    report.missed("Restoring")
-    report.progress("Restoring", 5, 100)
-    assert out.getvalue() == "  Restoring  .."
-    report.progress("Restoring", 8, 100)
-    report.missed("Restoring")
-    report.progress("Restoring", 12, 100)
-    assert out.getvalue() == "  Restoring  ..x.10x"
-    report.note("connecting again")
-    report.progress("Restoring", 99, 100)
-    report.missed("Restoring")
-    report.progress("Restoring", 100, 100)
-    report.missed("Restoring")
-    report.progress("Verifying", 100, 100)
-    assert out.getvalue().splitlines() == [
-        "  Restoring  ..x.10x",
-        "  connecting again",
-        f"  Restoring  ..x.10x...{BAR[10:]}",
-        f"  Verifying  {BAR}",
-    ]
-
-
-def test_what_a_stream_missed_as_json() -> None:
-    out = io.StringIO()
-    report = JSONReport(out)
-    report.missed("Restoring")
-    report.progress("Restoring", 4, 4)
-    report.progress("Verifying", 4, 4)
-    first, second = map(json.loads, out.getvalue().splitlines())
-    assert first["missed"] is True
-    assert "missed" not in second
 
 
 def test_failure_goes_to_standard_error() -> None:

@@ -19,13 +19,13 @@ from typing import Final
 
 from blake3 import blake3
 
-from restore.multicast.assembly import Assembly, Whole
+from restore.multicast.assembly import Assembly, Counters, Whole
 from restore.multicast.chunkset import ChunkSet
 from restore.multicast.client.server import NotThere, Server, ServerGone
-from restore.multicast.client.shelf import Place, Shelf
+from restore.multicast.client.shelf import CAPACITY, Place, Shelf
 from restore.multicast.layout import Layout
-from restore.multicast.session import REPORT_EVERY, Counts, Directions, Join, Session, Status
-from restore.multicast.sockets import Interface, receiving_socket
+from restore.multicast.session import MOST_MISSING, REPORT_EVERY, Counts, Directions, Join, Session, Status
+from restore.multicast.sockets import Interface, overflowed, receiving_socket
 from restore.source import SourceError
 
 PARTIAL: Final = 48  # chunks that may be incomplete at once
@@ -33,6 +33,7 @@ SILENCE: Final = 5.0  # seconds after which a stream that should arrive does not
 _LOOK: Final = 0.1  # seconds after which a thread that waits looks whether it is to end
 _JUDGES: Final = 2
 _ENDING: Final = 2.0  # seconds that threads may take to end, one of which may wait for a server that is gone
+_REPORT_AGAIN: Final = 0.02  # seconds between reports that have cause, where there are few clients
 _PAUSE: Final = 1.0  # seconds between attempts to reach a server that is gone
 
 
@@ -46,6 +47,7 @@ class IntakeSettings:
         timeout: seconds without any data after which it is given up; 0 is never.
         multicast_only: nothing is fetched by unicast.
         notify: told in one line what is worth one; from any thread.
+        missed: told that data got lost, which will come again; likewise.
     """
 
     name: str
@@ -53,6 +55,7 @@ class IntakeSettings:
     timeout: float = 0.0
     multicast_only: bool = False
     notify: Callable[[str], None] = lambda text: None
+    missed: Callable[[], None] = lambda: None
 
 
 class Intake:
@@ -90,6 +93,9 @@ class Intake:
         self._moved = time.monotonic()  # when anything came last
         self._arrived = 0.0  # when a datagram came last, or could have come first
         self._reported = -1  # sequence number that the last report was as of
+        self._reported_at = 0.0  # when that was
+        self._missed = 0  # datagrams, by then
+        self._socket: socket.socket | None = None
         self._lost = False  # the server did not answer the last time
         self._told = False  # that nothing arrives
 
@@ -150,12 +156,6 @@ class Intake:
         with self._lock:
             self._progress[who] = (restored, verified)
 
-    @property
-    def missed(self) -> int:
-        """Datagrams lost on the way, and chunks that there was no room for; anew with each run of a server."""
-        counters = self._assembly.counters
-        return counters.lost + counters.passed_over
-
     def close(self) -> None:
         """Take no more, and tell the server how it has ended."""
         end = "done" if self._targets_done == self._targets else "failed"
@@ -183,6 +183,7 @@ class Intake:
         while not self._closing.is_set():
             session = self._session
             with sock:
+                self._socket = sock
                 while not self._closing.is_set() and session is self._session:
                     self._receive_batch(sock)
             if not self._closing.is_set():  # the server is another run of it
@@ -205,11 +206,15 @@ class Intake:
             whole = assembly.landed(0 if flags & socket.MSG_TRUNC else received)
             self._judging += len(whole)
             came, ticked = assembly.counters.segments > segments, assembly.ticked
-            late = ticked and bool(assembly.wanted) and assembly.sequence != self._reported
+            late = (
+                ((ticked and bool(assembly.wanted)) or assembly.incomplete > PARTIAL // 2)
+                and assembly.sequence != self._reported
+                and now - self._reported_at > self._soonest
+            )
         if came or ticked:
             self._arrived = now
         if late:
-            self._hurry.set()  # what was sent and did not come can be sent again at once
+            self._hurry.set()  # what was sent and did not come can be sent again at once, and room is made
         for each in whole:
             self._moved = now
             self._judges.submit(self._judge, each)
@@ -233,7 +238,8 @@ class Intake:
 
     def _report(self) -> None:
         while not self._closing.is_set():
-            self._hurry.wait(_PAUSE if self._lost else REPORT_EVERY)
+            every = REPORT_EVERY if self._directions is None else self._directions.report_every
+            self._hurry.wait(_PAUSE if self._lost else every)
             self._hurry.clear()
             if self._closing.is_set():
                 return
@@ -297,6 +303,12 @@ class Intake:
 
     # --- Smaller things ---
 
+    @property
+    def _soonest(self) -> float:
+        """Seconds from a report to one that has cause."""
+        every = REPORT_EVERY if self._directions is None else self._directions.report_every
+        return every / 2 if every > REPORT_EVERY else _REPORT_AGAIN
+
     def _join(self) -> Directions:
         return self._server.join(Join(self._settings.name, self._settings.targets, self._assembly.wanted.copy()))
 
@@ -320,6 +332,10 @@ class Intake:
             assembly = self._assembly
             came = assembly.counters
             progress = self._progress.values() or ((0, 0),)
+            self._count_overflow(came)
+            if came.lost > self._missed:
+                self._settings.missed()
+            self._missed = came.lost
             counts = replace(
                 self._counts,
                 written=min(restored for restored, _ in progress),
@@ -328,9 +344,19 @@ class Intake:
                 lost=came.lost,
                 duplicates=came.duplicates,
                 passed_over=came.passed_over,
+                repaired=came.repaired,
             )
-            self._reported = assembly.sequence
-            return Status(assembly.wanted.copy(), assembly.sequence, counts)
+            self._reported, self._reported_at = assembly.sequence, time.monotonic()
+            filled = round(min(self._shelf.filled + self._judging / CAPACITY, 1.0), 3)
+            return Status(assembly.wanted.copy(), assembly.sequence, counts, assembly.missing(MOST_MISSING), filled)
+
+    def _count_overflow(self, came: Counters) -> None:
+        """Tell what was lost here from what was lost on the way: the kernel counts batches, each of many datagrams."""
+        try:
+            dropped = 0 if self._socket is None else overflowed(self._socket)
+        except OSError:
+            return  # it is being closed
+        self._counts = replace(self._counts, overflowed=min(dropped * self._assembly.batch, came.lost))
 
     def _check_patience(self) -> None:
         limit = self._settings.timeout

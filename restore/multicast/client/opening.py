@@ -47,10 +47,11 @@ def open_stream(place: str, options: argparse.Namespace, report: Report) -> Imag
             timeout=options.stream_timeout,
             multicast_only=options.multicast_only,
             notify=report.note,
+            missed=report.missed,
         )
         intake = Intake(server, session, layout, _interface(options.interface, server, session), settings)
         name = _place(address, session)
-        source = MulticastSource(name, bmap, server, intake, session, keep_unmapped=options.keep_unmapped)
+        source = MulticastSource(name, bmap, server, intake, keep_unmapped=options.keep_unmapped)
     except BaseException:
         server.close()
         raise

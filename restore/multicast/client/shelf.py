@@ -41,7 +41,9 @@ class Place:
             if not self._items and self._shelf.failure is None:
                 self._shelf.changed.wait(patience)
             if self._items:
-                return self._items.popleft()
+                item = self._items.popleft()
+                self._shelf.count()
+                return item
             if self._shelf.failure is not None:
                 raise self._shelf.failure
             return None
@@ -52,6 +54,7 @@ class Place:
             self.wanted = ChunkSet(self.wanted.count)
             self._items.clear()
             self._shelf.places.remove(self)
+            self._shelf.count()
 
 
 class Shelf:
@@ -60,6 +63,8 @@ class Shelf:
     Attributes:
         changed: held while anything changes, and told of it.
         places: one for each target that takes part.
+        free: how many more chunks there is room for with the one that has most.
+        filled: which part of the room is taken with the one that has least of it, 0 to 1.
         failure: why nothing will come any more; None while something may.
     """
 
@@ -67,6 +72,9 @@ class Shelf:
         """Nobody takes part."""
         self.changed = threading.Condition()
         self.places: list[Place] = []
+        self.free = 0
+        self.filled = 0.0
+        self._each = CAPACITY
         self.failure: Exception | None = None
 
     def join(self, wanted: ChunkSet) -> Place:
@@ -74,14 +82,16 @@ class Shelf:
         with self.changed:
             place = Place(self, wanted)
             self.places.append(place)
+            self.count()
             return place
 
-    @property
-    def free(self) -> int:
-        """How many more chunks there is room for with the one that has most."""
-        with self.changed:
-            waiting = [len(place._items) for place in self.places if place.wanted]
-            return max(self._each - min(waiting), 0) if waiting else 0
+    def count(self) -> None:
+        """Something has changed: see what room there is. To be called with `changed` held."""
+        each = max(CAPACITY // max(len(self.places), 1), LEAST_CAPACITY)
+        waiting = [len(place._items) for place in self.places if place.wanted]
+        self.free = max(each - min(waiting), 0) if waiting else 0
+        self.filled = max((len(place._items) / each for place in self.places), default=0.0)
+        self._each = each
 
     def put(self, chunk: int, data: memoryview) -> bool:
         """A chunk that is right; whether all who want it have it now."""
@@ -91,6 +101,7 @@ class Shelf:
                 if len(place._items) < self._each:
                     place._items.append((chunk, data))
                     place.wanted.discard(chunk)
+            self.count()
             self.changed.notify_all()
             return not any(chunk in place.wanted for place in wanting)
 
@@ -99,7 +110,3 @@ class Shelf:
         with self.changed:
             self.failure = self.failure or error
             self.changed.notify_all()
-
-    @property
-    def _each(self) -> int:
-        return max(CAPACITY // max(len(self.places), 1), LEAST_CAPACITY)

@@ -16,7 +16,6 @@ from restore.multicast.client.intake import Intake
 from restore.multicast.client.server import Server
 from restore.multicast.client.shelf import Place
 from restore.multicast.layout import CHUNK, Layout
-from restore.multicast.session import Session
 from restore.source import Description, R, SourceError
 
 _LOOK: Final = 0.1  # seconds after which a wait looks whether it is to end
@@ -28,9 +27,7 @@ class MulticastSource:
 
     sequential: Final = False
 
-    def __init__(
-        self, name: str, bmap: Bmap, server: Server, intake: Intake, session: Session, *, keep_unmapped: bool = False
-    ) -> None:
+    def __init__(self, name: str, bmap: Bmap, server: Server, intake: Intake, *, keep_unmapped: bool = False) -> None:
         """Take over `server` and `intake`, which `close` ends.
 
         Args:
@@ -38,7 +35,6 @@ class MulticastSource:
             bmap: the image's manifest.
             server: where it comes from.
             intake: brings its chunks.
-            session: what the server has said that it streams.
             keep_unmapped: what lies between mapped ranges is to be left as it is on the target.
         """
         self.name = name
@@ -49,7 +45,6 @@ class MulticastSource:
         self._starts = array("Q", (start for start, _ in self._layout.spans()))
         self._server = server
         self._intake = intake
-        self._session = session
         self._original = True
         self._begin()
 
@@ -153,29 +148,9 @@ class MulticastSource:
             position = end
         return parts if position == offset + length else None
 
-    def manifest(self) -> bytes:
-        """The manifest's file as the server has it.
-
-        Raises:
-            ServerGone: it cannot be had.
-        """
-        return self._server.manifest(self._session)
-
-    def signature(self) -> bytes | None:
-        """The one of the manifest's file; None if it has none.
-
-        Raises:
-            ServerGone: it cannot be had.
-        """
-        return self._server.signature()
-
     def progressed(self, restored: int, verified: int) -> None:
         """The server is told with the next report."""
         self._intake.progressed(self, restored, verified)
-
-    def missed(self) -> int:
-        """Datagrams, and chunks that there was no room for."""
-        return self._intake.missed
 
     def reader(self) -> Self:
         """Of the same stream, for one more target."""

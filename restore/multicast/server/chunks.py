@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from blake3 import blake3
 
 from nbd.connection import FileRange
+from restore.multicast.carousel import Turn
 from restore.multicast.chunkset import ChunkSet
 from restore.multicast.layout import CHUNK, Layout
-from restore.multicast.packet import HEADER_SIZE, Headers, segments_of
+from restore.multicast.packet import HEADER_SIZE, Header, Headers, segments_of
+from restore.multicast.repair import RepairMaker
 from restore.source import Source, SourceError
 from restore.source.payload import as_memory
 
@@ -20,38 +22,54 @@ _ZEROES: Final = bytes(CHUNK)
 
 
 class Prepared:
-    """A chunk as its datagrams: header, segment, header, segment, and so on; memory that is used again and again.
+    """A turn as its datagrams: header, segment, header, segment, and so on; memory that is used again and again.
 
     Attributes:
-        sequence: the number that it is sent under.
+        end: how many datagrams have been sent after it.
         datagram_size: bytes of each datagram.
     """
 
     def __init__(self, session: int, segment_size: int) -> None:
         """Room for any chunk of a session."""
         most = segments_of(CHUNK, segment_size)
+        self._session = session
         self._size = segment_size
         self._memory = memoryview(bytearray(most * segment_size))
         self._headers = Headers(session, most)
         places = [self._memory[at : at + segment_size] for at in range(0, len(self._memory), segment_size)]
-        self._parts = [part for pair in zip(self._headers.views, places, strict=True) for part in pair]
-        self._segments = 0
-        self.sequence = 0
+        self._whole: list[memoryview | bytes] = [
+            part for pair in zip(self._headers.views, places, strict=True) for part in pair
+        ]
+        self._parts: Sequence[memoryview | bytes] = ()
+        self._count = 0
+        self.end = 0
         self.datagram_size = HEADER_SIZE + segment_size
 
-    def fill(self, chunks: ChunkReader, chunk: int, sequence: int) -> None:
-        """Have it be a chunk, sent under a sequence number; raises as `ChunkReader.read_into`."""
-        length = chunks.read_into(self._memory, chunk)
-        self._segments = segments_of(length, self._size)
-        padded = self._segments * self._size
-        self._memory[length:padded] = _ZEROES[: padded - length]
-        self._headers.name(sequence, chunk)
-        self.sequence = sequence
+    def fill(self, chunks: ChunkReader, repairs: RepairMaker, turn: Turn) -> None:
+        """Have it be a turn; raises as `ChunkReader.read_into`."""
+        chunk = turn.chunk
+        segments = chunks.segments(chunk, self._size)
+        to_learn = turn.repairs and not repairs.knows(chunk)
+        if turn.segments or to_learn:
+            length = chunks.read_into(self._memory, chunk)
+            padded = segments * self._size
+            self._memory[length:padded] = _ZEROES[: padded - length]
+        if to_learn:
+            repairs.learn(chunk, self._memory[: segments * self._size])
+        self._headers.name(turn.sequence, chunk)
+        parts: list[memoryview | bytes] = self._whole[: 2 * turn.segments]
+        if turn.repairs:
+            made = repairs.make(chunk, turn.first_repair, turn.repairs)
+            for number, data in enumerate(made, segments + turn.first_repair):
+                parts += Header(self._session, turn.sequence, chunk, number).pack(), data
+        self._parts = parts
+        self._count = turn.segments + turn.repairs
+        self.end = turn.sequence + self._count
 
-    def batches(self, most: int) -> Iterator[tuple[list[memoryview], int]]:
+    def batches(self, most: int) -> Iterator[tuple[Sequence[memoryview | bytes], int]]:
         """Its datagrams by up to `most`, as parts and how many datagrams they are."""
-        for first in range(0, self._segments, most):
-            last = min(first + most, self._segments)
+        for first in range(0, self._count, most):
+            last = min(first + most, self._count)
             yield self._parts[2 * first : 2 * last], last - first
 
 
@@ -64,6 +82,10 @@ class ChunkReader:
         self._layout = layout
         self._lock = threading.Lock()
         self._checked = ChunkSet(len(layout))
+
+    def segments(self, chunk: int, size: int) -> int:
+        """How many segments of so many bytes a chunk has."""
+        return segments_of(self._layout.length(chunk), size)
 
     def read(self, chunk: int) -> memoryview:
         """The bytes of a chunk; raises as `read_into`."""

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,11 +16,15 @@ from aiohttp.http import HttpProcessingError
 from restore.errors import say
 from restore.multicast import session as messages
 from restore.multicast.server.chunks import ChunkReader
-from restore.multicast.server.room import Room
+from restore.multicast.server.metrics import CONTENT_TYPE, metrics
+from restore.multicast.server.page import HEADERS, PAGE
+from restore.multicast.server.room import Room, RoomFull
+from restore.multicast.server.view import View
 from restore.source import SourceError
 
 AT_ONCE: Final = 4  # chunks that are read for clients at the same time; more of them wait
 BODY_TIMEOUT: Final = 10.0  # seconds a client has to send a request's body
+_UNKEPT: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _log: Final = logging.getLogger(__name__)
 _FAULTS_OF_CLIENTS: Final = (HttpProcessingError, web.RequestPayloadError)
 _log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], _FAULTS_OF_CLIENTS)))
@@ -36,6 +40,7 @@ class Served:
         signature: of that, None where it has none.
         chunks: reads the image.
         room: who takes part.
+        view: what is to be seen at a time.
     """
 
     session: messages.Session
@@ -43,6 +48,7 @@ class Served:
     signature: bytes | None
     chunks: ChunkReader
     room: Room
+    view: Callable[[float], View]
 
 
 class ControlServer:
@@ -51,8 +57,10 @@ class ControlServer:
     def __init__(self, served: Served) -> None:
         """Prepare; `start` begins to listen."""
         self._served = served
+        self._told: View | None = None  # and what was said of it, once for all who ask
+        self._status_body = b""
         self._reading = asyncio.Semaphore(AT_ONCE)
-        app = web.Application(client_max_size=messages.MAX_BODY)
+        app = web.Application(client_max_size=messages.MAX_BODY, middlewares=[_refused_in_json])
         app.router.add_get(messages.SESSION, self._session)
         app.router.add_get(messages.MANIFEST, self._manifest)
         app.router.add_get(messages.SIGNATURE, self._signature)
@@ -60,6 +68,9 @@ class ControlServer:
         app.router.add_post(messages.CLIENTS + "/{id}", self._report)
         app.router.add_delete(messages.CLIENTS + "/{id}", self._leave)
         app.router.add_get(messages.CHUNKS + "/{number}", self._chunk)
+        app.router.add_get(messages.STATUS, self._status)
+        app.router.add_get(messages.PAGE, self._page)
+        app.router.add_get(messages.METRICS, self._metrics)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, logger=_log, shutdown_timeout=1.0)
 
     async def start(self, sockets: Iterable[Any]) -> None:
@@ -90,7 +101,10 @@ class ControlServer:
             return refused.response
         except messages.MessageError as error:
             return _refusal(400, str(error))
-        directions = self._served.room.join(join, request.remote or "", time.monotonic())
+        try:
+            directions = self._served.room.join(join, request.remote or "", time.monotonic())
+        except RoomFull as error:
+            return _refusal(503, str(error))
         return web.json_response(directions.to_json())
 
     async def _report(self, request: web.Request) -> web.Response:
@@ -123,6 +137,35 @@ class ControlServer:
         except (SourceError, OSError) as error:
             return _refusal(500, say(error))
         return web.Response(body=data, content_type="application/octet-stream")
+
+    async def _status(self, request: web.Request) -> web.Response:
+        view = self._served.view(time.monotonic())
+        if view is not self._told:
+            self._told, self._status_body = view, json.dumps(view.to_json()).encode()
+        return web.Response(body=self._status_body, content_type="application/json", headers=_UNKEPT)
+
+    async def _page(self, request: web.Request) -> web.Response:
+        return web.Response(body=PAGE, headers=HEADERS)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        view = self._served.view(time.monotonic())
+        return web.Response(body=metrics(view), headers={"Content-Type": CONTENT_TYPE})
+
+
+@web.middleware
+async def _refused_in_json(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """What aiohttp refuses by itself, such as a path that is not there, is refused as all else is."""
+    try:
+        return await handler(request)
+    except web.HTTPRequestEntityTooLarge:
+        return _refusal(413, f"the body has more than {messages.MAX_BODY} bytes")
+    except web.HTTPClientError as error:
+        refusal = _refusal(error.status, error.reason)
+        if "Allow" in error.headers:
+            refusal.headers["Allow"] = error.headers["Allow"]
+        return refusal
 
 
 class _Refused(Exception):

@@ -12,6 +12,7 @@ from typing import Final
 from restore.multicast.assembly import TICK
 from restore.multicast.pacing import Pace
 from restore.multicast.packet import Header
+from restore.multicast.repair import RepairMaker
 from restore.multicast.server.chunks import ChunkReader, Prepared
 from restore.multicast.server.room import Room
 from restore.multicast.sockets import BatchSender
@@ -43,6 +44,7 @@ class Sender:
         self._room = room
         self._chunks = chunks
         self._session = session
+        self._segment_size = segment_size
         self._sender = sender
         self.pace = pace
         self.sent = 0
@@ -54,7 +56,7 @@ class Sender:
             self._free.put(Prepared(session, segment_size))
         self._ready: queue.SimpleQueue[Prepared | None] = queue.SimpleQueue()
         self._padding = bytes(segment_size)
-        self._sequence = 0  # of the chunk that is sent next
+        self._sequence = 0  # of the turn that is sent next
         self._threads = [
             threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
             for name, work in (("stream-read", self._read), ("stream-send", self._send))
@@ -86,12 +88,12 @@ class Sender:
             self._ended()
 
     def _read(self) -> None:
+        repairs = RepairMaker(self._segment_size)
         while (prepared := self._free.get()) is not None and not self._stopping.is_set():
             while (found := self._room.next(TICK_EVERY)) is None:
                 if self._stopping.is_set():
                     return
-            chunk, sequence = found
-            prepared.fill(self._chunks, chunk, sequence)
+            prepared.fill(self._chunks, repairs, found)
             self._ready.put(prepared)
 
     def _send(self) -> None:
@@ -109,7 +111,7 @@ class Sender:
             for parts, count in prepared.batches(burst):
                 self._wait(count * (size + IP_UDP))
                 self._sender.send(parts, count)
-            self._sequence = prepared.sequence + 1
+            self._sequence = prepared.end
             self._free.put(prepared)
 
     def _tick(self) -> None:

@@ -16,21 +16,22 @@ from blake3 import blake3
 from restore.errors import Refused
 from restore.multicast.carousel import Carousel
 from restore.multicast.config import Config
-from restore.multicast.layout import Layout
+from restore.multicast.layout import Layout, Lengths
 from restore.multicast.pacing import Pace, Regulator
-from restore.multicast.packet import HEADER_SIZE, segment_size
+from restore.multicast.packet import HEADER_SIZE, segment_size, segments_of
 from restore.multicast.server.chunks import ChunkReader
 from restore.multicast.server.control import ControlServer, Served
 from restore.multicast.server.manifest import Manifest
 from restore.multicast.server.room import Room
 from restore.multicast.server.sending import Sender
+from restore.multicast.server.watch import Watch
 from restore.multicast.session import Session
 from restore.multicast.sockets import BatchSender, Interface, find_interface, sending_socket
 from restore.source import Source
 from targetmode.listening import ListenError, listen_tcp
 
 SHARE: Final = 0.9  # of an interface's speed, where no rate is told
-LOOK_EVERY: Final = 0.5  # seconds between looks at the clients
+LOOK_EVERY: Final = 0.2  # seconds between looks at the clients
 _ANYWHERE: Final = "239.192.0.0"  # RFC 2365, section 6.2: the organization-local scope
 
 
@@ -42,6 +43,7 @@ class ServerSettings:
         interface: name or address; None has the routes tell.
         listen: where the control API listens; None is everywhere.
         carousel: send all round and round, for clients that say nothing.
+        fec: repair segments that are sent along with each chunk at least, as a part of its own.
         start_when: clients to wait for before the stream starts.
         start_wait: seconds after the first one, when it starts all the same.
         notify: told in one line what is worth one.
@@ -50,6 +52,7 @@ class ServerSettings:
     interface: str | None = None
     listen: str | None = None
     carousel: bool = False
+    fec: float = 0.0
     start_when: int = 1
     start_wait: float | None = None
     notify: Callable[[str], None] = lambda text: None
@@ -64,6 +67,8 @@ class Running:
         room: to whom.
         sender: how.
         interface: by which interface.
+        limit: bytes per second that are never exceeded; None where nothing tells.
+        watch: looks at all of it.
         failed: set when the stream has failed; `sender.failure` says why.
     """
 
@@ -71,6 +76,8 @@ class Running:
     room: Room
     sender: Sender
     interface: Interface
+    limit: int | None
+    watch: Watch
     failed: asyncio.Event
 
 
@@ -103,9 +110,15 @@ async def serving(
         blake3(manifest.data).hexdigest(), group, config.port, size,
     )  # fmt: skip
     limit = rate_limit(config, interface)
+    regulator = Regulator(limit, *([config.client_data_rate] if config.client_data_rate else []))
     room = Room(
-        Carousel(len(layout), everything=settings.carousel),
-        Regulator(limit, *([config.client_data_rate] if config.client_data_rate else [])),
+        Carousel(
+            len(layout),
+            everything=settings.carousel,
+            segments=lambda chunk: segments_of(layout.length(chunk), size),
+            fec=settings.fec,
+        ),
+        regulator,
         start_when=settings.start_when,
         start_wait=settings.start_wait,
         loop_suspend=config.loop_suspend,
@@ -118,17 +131,18 @@ async def serving(
         def ended() -> None:
             loop.call_soon_threadsafe(failed.set)
 
-        sender = Sender(room, chunks, session.id, size, batches, Pace(limit), ended)
-        control = ControlServer(Served(session, manifest.data, manifest.signature, chunks, room))
+        sender = Sender(room, chunks, session.id, size, batches, Pace(regulator.rate), ended)
+        watch = Watch(session, room, sender, Lengths(layout))
+        control = ControlServer(Served(session, manifest.data, manifest.signature, chunks, room, watch.view))
         try:
             sockets = listen_tcp(settings.listen or "0.0.0.0", config.port)  # noqa: S104 - it is for the room
         except ListenError as error:
             raise Refused(str(error)) from None
         await control.start(sockets)
-        looking = asyncio.create_task(_look_after(room, sender, settings.notify))
+        looking = asyncio.create_task(_look_after(room, sender, watch, settings.notify))
         sender.start()
         try:
-            yield Running(session, room, sender, interface, failed)
+            yield Running(session, room, sender, interface, limit, watch, failed)
         finally:
             looking.cancel()
             await asyncio.to_thread(sender.stop)
@@ -149,12 +163,13 @@ def rate_limit(config: Config, interface: Interface) -> int | None:
     return None if interface.speed is None else int(interface.speed / 8 * SHARE)
 
 
-async def _look_after(room: Room, sender: Sender, notify: Callable[[str], None]) -> None:
+async def _look_after(room: Room, sender: Sender, watch: Watch, notify: Callable[[str], None]) -> None:
     before, sent = time.monotonic(), 0
     while True:
         await asyncio.sleep(LOOK_EVERY)
         now, total = time.monotonic(), sender.sent
         for line in room.look_after(now):
             notify(line)
+        watch.sample(now)
         sender.pace.rate = room.regulate((total - sent) / (now - before))
         before, sent = now, total

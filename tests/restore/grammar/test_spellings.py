@@ -79,11 +79,6 @@ def test_a_form_without_a_verb_is_a_restore() -> None:
 STREAM = "a multicast stream can only be restored"
 
 
-def test_the_old_form_of_saving_a_stream() -> None:
-    options = parse(["-source", "asr://host", "-file", "y.img", "-noprompt"])
-    assert (options.command, options.file, options.target, options.erase) == ("restore", "y.img", None, False)
-
-
 def test_the_old_form_of_a_server() -> None:
     old = parse(["-server", "asr.plist", "-source", "x.dmg"])
     assert old == parse(["server", "--source", "x.dmg", "--config", "asr.plist"])
@@ -99,20 +94,16 @@ RESTORE = "-source x -target y -erase "
     [
         (
             "restore -source x -file y",
-            "--file is for a multicast stream, --source asr://HOST: for any other source, truncate -s SIZE FILE, and "
-            "name that as --target (see: asr help restore)",
+            "--file is for a multicast stream, --source asr://HOST: other images are files, or asr capture's "
+            "(see: asr help restore)",
         ),
         (
-            "restore -source asr://host -file y -target z",
-            "--file and --target exclude each other: leave one of them out (see: asr help restore)",
+            "restore -source asr://x -file y -target z",
+            "--file saves the stream, --target restores it: leave one of them out (see: asr help restore)",
         ),
         (
-            "restore -source asr://host -file y -erase -delta",
-            "--delta is for a target, and --file saves the image as it is: leave it out (see: asr help restore)",
-        ),
-        (
-            "restore -source asr://host -file y --source-partition 2",
-            "--source-partition is for a target, and --file saves the image as it is: leave it out "
+            "restore -source asr://x -file y --grow",
+            "--grow is for what is restored onto a target, and --file saves all as it is: leave it out "
             "(see: asr help restore)",
         ),
         ("info asr://host", f"asr://host: {STREAM} (see: asr help info)"),

@@ -9,9 +9,10 @@ from blake3 import blake3
 
 from restore.manifest.bmap import BLOCK, Bmap
 from restore.multicast.layout import CHUNK, Layout
-from restore.multicast.packet import Headers, segments_of
+from restore.multicast.packet import Header, Headers, segments_of
+from restore.multicast.repair import RepairMaker
 
-SEGMENT = 1444
+SEGMENT = 1440
 SESSION = 0x1122334455667788
 
 
@@ -32,6 +33,21 @@ def manifest(data: bytes, unit: int = CHUNK) -> Bmap:
 
 def layout(data: bytes, unit: int = CHUNK) -> Layout:
     return Layout(manifest(data, unit))
+
+
+def repairs(
+    data: bytes, chunk: int, sequence: int, first: int, count: int, size: int = SEGMENT, unit: int = CHUNK
+) -> list[bytes]:
+    """Some of the datagrams that repair a chunk of so many bytes."""
+    part = data[chunk * unit : (chunk + 1) * unit]
+    segments = segments_of(len(part), size)
+    maker = RepairMaker(size)
+    maker.learn(chunk, memoryview(part.ljust(segments * size, b"\0")))
+    made = maker.make(chunk, first, count)
+    return [
+        Header(SESSION, sequence, chunk, number).pack() + bytes(each)
+        for number, each in enumerate(made, segments + first)
+    ]
 
 
 def datagrams(data: bytes, chunk: int, sequence: int, size: int = SEGMENT, unit: int = CHUNK) -> list[bytes]:

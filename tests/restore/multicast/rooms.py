@@ -14,11 +14,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import PIPE, Popen
-
-from tests.serving import run
+from subprocess import run as run_to_its_end
 
 SERVER = "10.78.0.1"
 ASR = (sys.executable, "-m", "restore.cli")
+
+
+def run(*words: str, check: bool = True) -> str:
+    """Run a program to its end, by default one that has to succeed; what it printed.
+
+    Not that of the other tests: `scripts/bench` has rooms too, and nothing that tests need.
+    """
+    done = run_to_its_end(words, capture_output=True, text=True, timeout=60, check=False)
+    assert not check or done.returncode == 0, f"{words}: status {done.returncode}: {done.stdout}{done.stderr}"
+    return done.stdout
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,7 @@ class Machine:
 
     def run(self, *words: str) -> str:
         """Run a program there to its end."""
-        return run(*self.inside, *words).out
+        return run(*self.inside, *words)
 
     def lose(self, percent: int, what: str = "udp") -> None:
         """Have so many of a hundred datagrams, which arrive as batches, not get through."""
@@ -95,7 +104,7 @@ def room(clients: int) -> Iterator[Room]:
             run("ip", "-n", machine.name, "link", "set", "lo", "up")
             port = f"port{number}"
             run("ip", "-n", machine.name, "link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", hub)
-            run("ip", "-n", machine.name, "address", "add", f"{machine.address}/24", "dev", "eth0")
+            run("ip", "-n", machine.name, "address", "add", f"{machine.address}/24", "brd", "+", "dev", "eth0")
             run("ip", "-n", hub, "link", "set", port, "master", "br0", "up")
             run("ip", "-n", machine.name, "link", "set", "eth0", "up")
         yield here
@@ -104,7 +113,7 @@ def room(clients: int) -> Iterator[Room]:
             process.kill()
             process.communicate()
         for name in (hub, *(machine.name for machine in machines)):
-            for pid in run("ip", "netns", "pids", name, check=False).out.split():
+            for pid in run("ip", "netns", "pids", name, check=False).split():
                 with suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)  # it would keep the namespace
             run("ip", "netns", "delete", name, check=False)

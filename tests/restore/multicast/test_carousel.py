@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restore.multicast.carousel import SILENCE, Carousel
+from restore.multicast.carousel import SILENCE, Carousel, Turn
 from restore.multicast.chunkset import ChunkSet
 from tests.support import examples
 
@@ -18,8 +18,8 @@ COUNT = 10
 def sent(carousel: Carousel, most: int = 1000) -> list[int]:
     """What it sends until there is nothing more."""
     found: list[int] = []
-    while len(found) < most and (chunk := carousel.next()) is not None:
-        found.append(chunk)
+    while len(found) < most and (turn := carousel.next()) is not None:
+        found.append(turn.chunk)
     return found
 
 
@@ -130,6 +130,52 @@ def test_a_report_from_the_future_is_not_believed() -> None:
     assert sent(carousel) == []
 
 
+def test_a_client_that_misses_little_is_sent_little() -> None:
+    """At once, before all else, with other repair segments each time, and nobody else loses the chunk by it."""
+    carousel = Carousel(COUNT, segments=lambda chunk: 100)
+    carousel.join("a", ChunkSet.full(COUNT), 0)
+    carousel.join("b", ChunkSet.full(COUNT), 0)
+    assert sent(carousel, 3) == [0, 1, 2]
+    carousel.report("a", lacking(1, 2, 3, 4, 5, 6, 7, 8, 9), 200, 1, {1: 5})  # it is amid 2
+    carousel.report("b", lacking(0, 1, 2, 3, 4, 5, 6, 7, 8, 9), 200, 1, {0: 3, 1: 2})
+    assert [carousel.next() for _ in range(2)] == [Turn(300, 1, 0, 0, 6), Turn(306, 0, 0, 0, 4)]
+    assert carousel.next() == Turn(310, 3, 100)
+    carousel.report("a", lacking(1, 4, 5, 6, 7, 8, 9), 310, 2, {1: 2})
+    assert carousel.next() == Turn(410, 1, 0, 6, 3)
+    assert sent(carousel) == [4, 5, 6, 7, 8, 9]
+
+
+def test_repair_segments_on_their_way_are_not_sent_again() -> None:
+    carousel = Carousel(COUNT, segments=lambda chunk: 100)
+    carousel.join("a", lacking(0), 0)
+    carousel.join("b", lacking(0), 0)
+    assert sent(carousel) == [0]
+    carousel.report("a", lacking(0), 100, 1, {0: 5})
+    assert carousel.next() == Turn(100, 0, 0, 0, 6)
+    carousel.report("b", lacking(0), 100, 1, {0: 4})
+    carousel.refresh()
+    assert carousel.next() is None
+    carousel.report("b", lacking(0), 100, 2, {0: 9})  # three more than are on their way
+    assert carousel.next() == Turn(106, 0, 0, 6, 4)
+    carousel.report("a", lacking(0), 106, 2)  # it has given up what it had
+    assert carousel.next() == Turn(110, 0, 100)
+
+
+def test_repairs_go_by_the_loss() -> None:
+    carousel = Carousel(COUNT, segments=lambda chunk: 700, loss=0.05)
+    carousel.join("a", lacking(0, 1), 0)
+    turn = carousel.next()
+    assert turn is not None
+    assert 0.05 * 700 < turn.repairs < 0.1 * 700
+    carousel.report("a", lacking(0, 1), turn.segments + turn.repairs, 1, {0: 100})
+    on_demand = carousel.next()
+    assert on_demand is not None
+    assert (on_demand.segments, on_demand.first_repair) == (0, turn.repairs)
+    assert 105 < on_demand.repairs < 115
+    carousel.loss, carousel.fec = 0.001, 0.02
+    assert carousel.next() == Turn(on_demand.sequence + on_demand.repairs, 1, 700, 0, 14)
+
+
 @examples(60)
 @given(seed=st.integers(0, 1 << 30), clients=st.integers(1, 8), loss=st.floats(0, 0.9))
 def test_everyone_gets_everything_whatever_is_lost(seed: int, clients: int, loss: float) -> None:
@@ -144,14 +190,14 @@ def test_everyone_gets_everything_whatever_is_lost(seed: int, clients: int, loss
             name = coming.pop()
             carousel.join(name, lacks[name].copy(), 0)
             seen[name] = carousel.sequence
-        chunk = carousel.next()
-        if chunk is not None:
-            assert any(chunk in lacks[name] for name in seen)
+        turn = carousel.next()
+        if turn is not None:
+            assert any(turn.chunk in lacks[name] for name in seen)
             for name in seen:
                 if chance.random() >= loss:
-                    lacks[name].discard(chunk)
+                    lacks[name].discard(turn.chunk)
         for name in list(seen):
-            if chunk is None or chance.random() < 0.2:
+            if turn is None or chance.random() < 0.2:
                 seen[name] = carousel.sequence
                 carousel.report(name, lacks[name].copy(), seen[name], 0)
                 if not lacks[name]:

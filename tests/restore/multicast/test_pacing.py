@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from restore.multicast.pacing import CATCH_UP, Pace, Regulator
+from restore.multicast.pacing import CATCH_UP, START, Pace, Regulator
 
 MB = 1_000_000
 
@@ -51,26 +51,42 @@ def test_bursts_are_sized_by_the_rate() -> None:
 
 def test_the_median_decides() -> None:
     regulator = Regulator(100 * MB)
-    assert regulator.regulate([], 0) == 100 * MB
-    assert regulator.regulate([0.0, 0.0, 0.9], 100 * MB) == 100 * MB  # one is slow, and that is its own affair
-    assert regulator.regulate([0.5, 0.6, 0.0], 100 * MB) == 80 * MB
-    assert regulator.regulate([0.5, 0.6, 0.0], 60 * MB) == 48 * MB  # of what was sent, where that was less
-    assert regulator.regulate([0.0, 0.0, 0.0], 48 * MB) == 53 * MB
-    for _ in range(20):
-        regulator.regulate([0.0], 0)
+    assert regulator.regulate([], [], 0) == 100 * MB
+    assert regulator.regulate([0.0, 0.0, 0.9], [0.0], 100 * MB) == 100 * MB  # one is slow, and that is its own affair
+    assert regulator.regulate([0.5, 0.6, 0.0], [0.0], 100 * MB) == 47.5 * MB
+    assert regulator.regulate([0.5, 0.6, 0.0], [0.0], 40 * MB) == 19 * MB  # of what was sent, where that was less
+    assert regulator.regulate([0.0], [0.0], 19 * MB, may_rise=False) == 19 * MB
+    assert regulator.regulate([0.0, 0.0, 0.0], [0.0], 19 * MB) == 23.75 * MB
+    for _ in range(100):
+        regulator.regulate([0.0], [0.0], regulator.rate)
     assert regulator.rate == 100 * MB
+
+
+def test_slower_before_anything_is_lost() -> None:
+    regulator = Regulator(100 * MB)
+    assert regulator.regulate([0.0, 0.0], [0.9, 0.7], 80 * MB) == 76 * MB
+    assert regulator.regulate([0.0, 0.0], [0.4, 0.3], 76 * MB) == int(76 * MB * 1.03)
 
 
 def test_no_slower_than_the_slowest_that_is_waited_for() -> None:
     regulator = Regulator(100 * MB, 20 * MB)
     for _ in range(50):
-        regulator.regulate([1.0], 100 * MB)
+        regulator.regulate([0.9], [0.0], 100 * MB)
     assert regulator.rate == 20 * MB
-    assert Regulator(MB, 20 * MB).regulate([1.0], MB) == MB
+    assert Regulator(MB, 20 * MB).regulate([1.0], [0.0], MB) == MB
 
 
-def test_without_a_limit_it_finds_one() -> None:
-    regulator = Regulator(None)
-    assert regulator.regulate([0.0], 500 * MB) is None
-    assert regulator.regulate([1.0], 500 * MB) == 400 * MB
-    assert regulator.regulate([0.0], 400 * MB) == 420 * MB
+@pytest.mark.parametrize("limit", [None, 1000 * MB])
+def test_it_feels_its_way_up(limit: int | None) -> None:
+    """Fast at first, carefully near what was too much, and not while the stream is slow for reasons of its own."""
+    regulator = Regulator(limit)
+    assert regulator.rate == START
+    assert regulator.regulate([0.0], [0.0], START) == START * 1.25
+    assert regulator.regulate([0.0], [0.0], START / 2) == START * 1.25
+    slowed = regulator.regulate([0.5], [0.0], START)
+    assert slowed == int(START * 0.5 * 0.95)
+    rates = [regulator.regulate([0.0], [0.0], regulator.rate) for _ in range(200)]
+    assert rates[0] == int(slowed * 1.25)
+    near = next(at for at, rate in enumerate(rates) if rate > 0.8 * START)
+    assert rates[near + 1] == int(rates[near] * 1.03)
+    assert rates[-1] == limit if limit else rates[-1] > 1000 * MB

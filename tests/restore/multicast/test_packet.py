@@ -13,6 +13,7 @@ from restore.multicast.packet import (
     LEAST_SEGMENT,
     MAGIC,
     MOST_SEGMENT,
+    MULTIPLE,
     PACKED,
     VERSION,
     Header,
@@ -76,8 +77,9 @@ def test_a_whole_datagram_fits_the_mtu() -> None:
     packed = datagram(size).build(
         {"header": {"session": 7, "sequence": 0, "chunk": 0, "segment": 0}, "data": bytes(size)}
     )
-    assert len(packed) + 20 + 8 == 1500
-    assert segment_size(1500, ipv6=True) == size - 20
+    assert 1500 - MULTIPLE < len(packed) + 20 + 8 <= 1500
+    assert size % MULTIPLE == 0
+    assert segment_size(1500, ipv6=True) == (1500 - 40 - 8 - HEADER_SIZE) // MULTIPLE * MULTIPLE
     assert segment_size(65536) == MOST_SEGMENT
     assert segment_size(LEAST_SEGMENT + HEADER_SIZE + 28) == LEAST_SEGMENT
     with pytest.raises(ValueError, match="an MTU of 567 bytes is too small"):

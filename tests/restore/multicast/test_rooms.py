@@ -13,20 +13,20 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 
 import pytest
 
 from tests.restore.multicast.rooms import ASR, SERVER, Machine, Room, room
-from tests.serving import run
+from tests.serving import run, serving
 from tests.support import assert_same_bytes, running, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
 
 MIB = 1 << 20
 SIZE = 16 * MIB
-BAR = "....10....20....30....40....50....60....70....80....90....100"
 URL = f"asr://{SERVER}"
 
 
@@ -61,10 +61,12 @@ class Stream:
             self.process = here.start(
                 machine or here.server, "server", "--source", image, *options, output=file.fileno()
             )
-        wait_until(
-            lambda: "Ready to start accepting clients" in self.text or self.process.poll() is not None, "ready", 20
-        )
+        wait_until(lambda: self.is_ready or self.process.poll() is not None, "ready", 20)
         assert self.process.poll() is None, self.text
+
+    @property
+    def is_ready(self) -> bool:
+        return "Ready to start accepting clients" in self.text or '"event": "ready"' in self.text
 
     @property
     def text(self) -> str:
@@ -125,17 +127,25 @@ def test_they_start_together(four: Room, image: Path, tmp_path: Path) -> None:
     assert stream.end().count("Starting stream") == 1
 
 
+def test_it_tells_how_much_was_sent(alone: Room, image: Path, tmp_path: Path) -> None:
+    stream = Stream(alone, image, "--json", "--data-rate", "20M")
+    ended(restoring(alone, alone.clients[0], tmp_path / "0.img"))
+    stream.process.send_signal(signal.SIGTERM)
+    stopped = json.loads(stream.end().splitlines()[-1])
+    streamed = SIZE - 3 * MIB  # it has a hole, and its first MiB is fetched before
+    assert (stopped["event"], stopped["clients"]) == ("stopped", 0)
+    assert streamed * 1.01 < stopped["sent"] < streamed * 3, "all of it, with headers, and lost packets again"
+
+
 def test_lost_packets_cost_a_pass(four: Room, image: Path, tmp_path: Path) -> None:
     stream = Stream(four, image, "--once", "--data-rate", "20M", "--start-when", "4", "--start-wait", "10")
     processes, targets = [], [tmp_path / f"{number}.img" for number in range(4)]
     for machine, target in zip(four.clients, targets, strict=True):
         machine.lose(5)
         processes.append(restoring(four, machine, target))
-    for process in processes:
-        out = ended(process)
-        line = next(line for line in out.splitlines() if "Restoring" in line)
-        assert "x" in line
-        assert line.replace("x", ".") == f"  Restoring  {BAR}"
+    lines = [line for process in processes for line in ended(process).splitlines() if "Restoring" in line]
+    assert len(lines) == 4
+    assert "x" in "".join(lines)
     check(image, *targets)
     assert "0.0% lost" not in stream.end()
 
@@ -326,6 +336,51 @@ def test_several_targets_of_one_receiver(alone: Room, image: Path, tmp_path: Pat
     ended(restoring(alone, alone.clients[0], targets[0], *more))
     check(image, *targets)
     assert stream.end().count("done after") == 1
+
+
+def test_one_receiver_for_exported_disks(four: Room, image: Path, tmp_path: Path) -> None:
+    """One machine takes the stream for the disks that two others offer, which verify them on their own side."""
+    stream = Stream(four, image, "--once")
+    receiver, *others = four.clients
+    with ExitStack() as stack:
+        uris, disks = [], [tmp_path / f"{number}.img" for number in range(2)]
+        for machine, disk in zip(others, disks, strict=False):
+            disk.write_bytes(bytes(SIZE))
+            options = (f"--listen={machine.address}:10809", f"--control={machine.address}:10810", "--insecure")
+            errors = tmp_path / f"{disk.name}.errors"
+            served = stack.enter_context(
+                serving(disk, options=options, prefix=machine.inside, errors=errors, clean=False)
+            )
+            uris.append(served.uri(kind=machine.address))
+        assert ", verified" in ended(restoring(four, receiver, uris[0], f"--target={uris[1]}"))
+        check(image, *disks)
+    assert stream.end().count("done after") == 1
+
+
+def test_a_stream_is_saved(alone: Room, image: Path, tmp_path: Path) -> None:
+    """As sparse as the image is, whole or not at all, and with a scan by which it is served and restored on."""
+    Stream(alone, image, "--data-rate", "20M")
+    (machine,) = alone.clients
+    saved = tmp_path / "saved.img"
+    words = ("restore", "--source", URL, "--file", saved)
+    cut = alone.start(machine, *words)
+    wait_until(lambda: list(tmp_path.glob(".asr.*.part")), "a beginning", 20)
+    time.sleep(0.4)
+    cut.send_signal(signal.SIGINT)
+    out = ended(cut, 1)
+    assert out.endswith(f"{saved} was not made\n"), out
+    assert list(tmp_path.iterdir()) == []
+    out = ended(alone.start(machine, *words))
+    assert f"Its scan is {saved}.bmap" in out
+    assert ", verified" in out
+    check(image, saved)
+    assert saved.stat().st_blocks * 512 < SIZE - MIB
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["saved.img", "saved.img.bmap"]
+    assert f"asr: {saved} is there already; remove it, or say another --file" in ended(alone.start(machine, *words), 1)
+    target = tmp_path / "target.img"
+    target.write_bytes(bytes(SIZE))
+    ended(alone.start(machine, "restore", "--source", saved, "--target", target, "--erase", "--noprompt"))
+    check(image, target)
 
 
 def test_wrong_places(alone: Room, image: Path, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from tests.support import examples
 CHUNKS = 12
 SESSION = Session(0xAB, "lab.img", 12 << 20, CHUNKS, "0" * 64, "239.192.1.2", 7800, 1444)
 JOIN = Join("bench-3", ["/dev/sda"], ChunkSet(CHUNKS, [1, 2]))
-STATUS = Status(ChunkSet(CHUNKS, [1]), 77, Counts(received=5, lost=3))
-DIRECTIONS = Directions("00ff00ff00ff00ff", alone=False, streaming=True)
+STATUS = Status(ChunkSet(CHUNKS, [1, 4]), 77, Counts(received=5, lost=3), {4: 12}, 0.25)
+DIRECTIONS = Directions("00ff00ff00ff00ff", alone=False, streaming=True, report_every=0.5)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),

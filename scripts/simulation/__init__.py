@@ -1,0 +1,1 @@
+"""A multicast room in virtual time: the server's own code, and models of its clients."""
