@@ -55,12 +55,15 @@ class Settings:
         delta: ask the target first for what it has, and send only the rest.
         max_rate: most bytes of data per second, None for no limit.
         confirm: asked with one line before anything is erased; False ends the restore. None erases without asking.
+        discarded: of a target that is a new file, which is thrown away if the restore fails: what there is then, as a
+            clause. Nothing is erased first. None for every other target.
     """
 
     verify: bool = True
     delta: bool = False
     max_rate: int | None = None
     confirm: Callable[[str], bool] | None = None
+    discarded: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +194,8 @@ class _Restore:
         await self._ask()
         started = time.monotonic()
         try:
-            await _phase(self._report, f"Erasing target device {self._target.name}", self._erase, self._in_thread)
+            if self._settings.discarded is None:
+                await _phase(self._report, f"Erasing target device {self._target.name}", self._erase, self._in_thread)
             self._erased = True
             await _phase(self._report, "Retrieving scan information", lambda: None)
             await _phase(self._report, "Validating sizes", lambda: check_size(self._source, self._target))
@@ -215,7 +219,8 @@ class _Restore:
         how = "verified" if self._settings.verify else "not verified"
         if self._settings.delta:
             how += f", {format_size(self._written)} of it written, the rest was there already"
-        return _done("Restored", self._source.least_size, time.monotonic() - started, how)
+        verb = "Restored" if self._settings.discarded is None else "Saved"
+        return _done(verb, self._source.least_size, time.monotonic() - started, how)
 
     async def _ask(self) -> None:
         if self._settings.confirm is None:
@@ -438,6 +443,8 @@ class _Restore:
 
     async def _leave_empty(self) -> str:
         """See to it that the target does not look like a disk; what it looks like, as a clause."""
+        if self._settings.discarded is not None:
+            return self._settings.discarded
         if self._head_written:
             try:
                 await asyncio.to_thread(self._zero_head)

@@ -147,6 +147,7 @@ def _restore(parser: Parser) -> Parser:
              "  --target nbd://10.0.0.11/sda --target nbd://10.0.0.12/sda \\\n  --target nbd://10.0.0.13/sda"),
             ("go on after a cut, or bring a disk up to date: only what differs is sent",
              "restore --source lab.qcow2 --target nbd://10.0.0.11/sda --erase --delta"),
+            ("save what is streamed, to serve it on from here", "restore --source asr://10.0.0.5 --file lab.img"),
             ("copy files into a volume whose other files stay", "restore --source tools.img --target /mnt/data"),
         ),
     )  # fmt: skip
@@ -155,7 +156,11 @@ def _restore(parser: Parser) -> Parser:
     what.add_argument(
         "-t", "--target", action="append", metavar="TARGET", help=f"{_TARGET}. Again for more of them, side by side"
     )
-    what.add_argument("--file", metavar="PATH", help="instead of a target: save a multicast stream as this image")
+    what.add_argument(
+        "--file",
+        metavar="PATH",
+        help="instead of a target: save a multicast stream as this image, its scan as PATH.bmap",
+    )
     _add_source_options(what)
     what.add_argument(
         "--source-partition", type=values.partition, metavar="N",

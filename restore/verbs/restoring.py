@@ -88,7 +88,7 @@ async def restore_blocks(options: argparse.Namespace, report: Report) -> int:
     Raises:
         RestoreError: it was refused, or with one target failed.
     """
-    confirm = _confirmation(options)
+    confirm = confirmation(options)
     if options.source.lower() in ("asr:", "asr://"):
         from restore.verbs.discovering import the_one
 
@@ -194,7 +194,7 @@ class _Finishing:
             ) from None
 
 
-def _confirmation(options: argparse.Namespace) -> Confirm | None:
+def confirmation(options: argparse.Namespace) -> Confirm | None:
     """What asks before anything is erased; None where nobody is to be asked."""
     if options.noprompt:
         return None

@@ -51,7 +51,7 @@ def open_stream(place: str, options: argparse.Namespace, report: Report) -> Imag
         )
         intake = Intake(server, session, layout, _interface(options.interface, server, session), settings)
         name = _place(address, session)
-        source = MulticastSource(name, bmap, server, intake, keep_unmapped=options.keep_unmapped)
+        source = MulticastSource(name, bmap, server, intake, session, keep_unmapped=options.keep_unmapped)
     except BaseException:
         server.close()
         raise

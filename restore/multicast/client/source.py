@@ -16,6 +16,7 @@ from restore.multicast.client.intake import Intake
 from restore.multicast.client.server import Server
 from restore.multicast.client.shelf import Place
 from restore.multicast.layout import CHUNK, Layout
+from restore.multicast.session import Session
 from restore.source import Description, R, SourceError
 
 _LOOK: Final = 0.1  # seconds after which a wait looks whether it is to end
@@ -27,7 +28,9 @@ class MulticastSource:
 
     sequential: Final = False
 
-    def __init__(self, name: str, bmap: Bmap, server: Server, intake: Intake, *, keep_unmapped: bool = False) -> None:
+    def __init__(
+        self, name: str, bmap: Bmap, server: Server, intake: Intake, session: Session, *, keep_unmapped: bool = False
+    ) -> None:
         """Take over `server` and `intake`, which `close` ends.
 
         Args:
@@ -35,6 +38,7 @@ class MulticastSource:
             bmap: the image's manifest.
             server: where it comes from.
             intake: brings its chunks.
+            session: what the server has said that it streams.
             keep_unmapped: what lies between mapped ranges is to be left as it is on the target.
         """
         self.name = name
@@ -45,6 +49,7 @@ class MulticastSource:
         self._starts = array("Q", (start for start, _ in self._layout.spans()))
         self._server = server
         self._intake = intake
+        self._session = session
         self._original = True
         self._begin()
 
@@ -147,6 +152,22 @@ class MulticastSource:
             parts.append(Description(start, end - start, self._layout.digest(chunk).hex()))
             position = end
         return parts if position == offset + length else None
+
+    def manifest(self) -> bytes:
+        """The manifest's file as the server has it.
+
+        Raises:
+            ServerGone: it cannot be had.
+        """
+        return self._server.manifest(self._session)
+
+    def signature(self) -> bytes | None:
+        """The one of the manifest's file; None if it has none.
+
+        Raises:
+            ServerGone: it cannot be had.
+        """
+        return self._server.signature()
 
     def progressed(self, restored: int, verified: int) -> None:
         """The server is told with the next report."""

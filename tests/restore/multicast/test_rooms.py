@@ -368,7 +368,7 @@ def test_a_stream_is_saved(alone: Room, image: Path, tmp_path: Path) -> None:
     time.sleep(0.4)
     cut.send_signal(signal.SIGINT)
     out = ended(cut, 1)
-    assert out.endswith(f"{saved} was not made\n"), out
+    assert out.endswith(f"; nothing is left of {saved}\n"), out
     assert list(tmp_path.iterdir()) == []
     out = ended(alone.start(machine, *words))
     assert f"Its scan is {saved}.bmap" in out
@@ -376,7 +376,7 @@ def test_a_stream_is_saved(alone: Room, image: Path, tmp_path: Path) -> None:
     check(image, saved)
     assert saved.stat().st_blocks * 512 < SIZE - MIB
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved.img", "saved.img.bmap"]
-    assert f"asr: {saved} is there already; remove it, or say another --file" in ended(alone.start(machine, *words), 1)
+    assert f"asr: {saved} exists; with --erase it is replaced\n" in ended(alone.start(machine, *words), 1)
     target = tmp_path / "target.img"
     target.write_bytes(bytes(SIZE))
     ended(alone.start(machine, "restore", "--source", saved, "--target", target, "--erase", "--noprompt"))
