@@ -27,9 +27,9 @@ readonly PACKAGES_TEST=(
 # shellcheck disable=SC2034  # read by scripts/demo
 readonly PACKAGES_DEMO=("${PACKAGES_RUN[@]}" mmdebstrap fdisk dosfstools mtools e2fsprogs util-linux mount libnbd-bin)
 
-# What `scripts/demo --multicast` needs beyond that.
-# shellcheck disable=SC2034  # read by scripts/room.sh
-readonly PACKAGES_ROOM=("${PACKAGES_DEMO[@]}" iproute2 nftables ethtool)
+# What `scripts/demo --multicast` builds its image and its room of.
+# shellcheck disable=SC2034  # read by scripts/demo
+readonly PACKAGES_MULTICAST=("${PACKAGES_DEMO[@]}" iproute2 nftables ethtool diffutils hostname)
 
 # What `scripts/demo --tour` makes images with, serves them from, and has its restores checked by.
 # shellcheck disable=SC2034  # read by scripts/demo
